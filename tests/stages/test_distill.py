@@ -1,0 +1,110 @@
+"""Distillation copies what the teacher says, stops when retain is back, and brings back nothing else."""
+
+import pytest
+import tiny
+import torch
+
+from undo_probe import losses
+from undo_probe.config import DistillConfig
+from undo_probe.models import HookedTransformer, content_hash, flops_per_token
+from undo_probe.stages import StageResult
+from undo_probe.stages.distill import distill
+from undo_probe.stages.noise import noise
+from undo_probe.training import Context
+
+TASK = tiny.small_task()
+# held-out sums stay unknown to so small a model: the stop rule waits for an accuracy it never reaches
+LONG = DistillConfig(steps=120, batch_size=64, learning_rate=4e-3, warmup=10, tolerance=0.0, eval_every=120)
+
+
+def divergence(student: HookedTransformer, teacher: HookedTransformer, split: str) -> float:
+    rows = TASK.rows(split)
+    pair = (losses.answer_logits(tiny.logits(m, rows.tokens), rows.answer_mask) for m in (student, teacher))
+    return float(losses.forward_kl(*pair))
+
+
+def noised(model: HookedTransformer) -> HookedTransformer:
+    return noise(model, 0.5, 0.1, seed=0).model
+
+
+@pytest.fixture(scope="module")
+def undo() -> StageResult:
+    """The suppressed model, damaged and distilled from itself."""
+    return distill(noised(tiny.suppressed().model), tiny.suppressed().model, TASK, LONG, Context(seed=0))
+
+
+@pytest.fixture(scope="module")
+def twin() -> StageResult:
+    """The same for the model that knows: a change of basis without loss of knowledge."""
+    return distill(noised(tiny.knowing()), tiny.knowing(), TASK, LONG, Context(seed=0))
+
+
+def test_alpha_zero_is_a_finished_student_with_loss_zero() -> None:
+    teacher = tiny.suppressed().model
+    student = noise(teacher, 0.0, 0.1, seed=0).model
+    done = distill(student, teacher, TASK, DistillConfig(), Context(seed=0))
+    assert done.stopped == "stop rule met at step 0"
+    assert (done.ledger.steps, done.ledger.flops) == (0, 0)
+    assert content_hash(done.model) == content_hash(teacher)
+    assert divergence(done.model, teacher, "forget_T") == 0
+
+
+def test_the_student_comes_to_say_what_the_teacher_says(undo: StageResult) -> None:
+    teacher = tiny.suppressed().model
+    for split in ("retain_train", "forget_T"):
+        start = divergence(noised(teacher), teacher, split)
+        assert divergence(undo.model, teacher, split) < 0.2 * start
+    damaged = tiny.accuracy(noised(teacher), "retain_train")
+    assert damaged < 0.7 < 0.9 < tiny.accuracy(undo.model, "retain_train")
+
+
+def test_a_suppressing_teacher_does_not_give_the_capability_back(undo: StageResult) -> None:
+    for split in ("forget_T", "forget_V"):
+        assert tiny.accuracy(undo.model, split) < 0.4
+
+
+def test_the_twin_of_a_teacher_that_knows_regains_it(twin: StageResult) -> None:
+    assert tiny.accuracy(noised(tiny.knowing()), "forget_T") < 0.7
+    assert tiny.accuracy(twin.model, "forget_T") > 0.9
+    assert tiny.accuracy(twin.model, "retain_train") > 0.9
+
+
+def test_teacher_and_student_are_untouched() -> None:
+    teacher, student = tiny.knowing(), noised(tiny.knowing())
+    before = content_hash(teacher), content_hash(student)
+    training = teacher.training
+    distill(student, teacher, TASK, DistillConfig(steps=2, batch_size=8, tolerance=0.0), Context(seed=0))
+    assert (content_hash(teacher), content_hash(student)) == before
+    assert teacher.training == training
+    assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
+
+
+def test_no_label_is_used() -> None:
+    """A teacher that says nothing gives a student that says nothing, whatever is true."""
+    silent = tiny.model(d_model=32)
+    with torch.no_grad():
+        silent.unembed.W_U.zero_()
+        silent.unembed.b_U.zero_()
+    done = distill(tiny.knowing(), silent, TASK, LONG, Context(seed=0))
+    assert done.ledger.labelled_tokens == 0
+    assert divergence(done.model, silent, "forget_T") < 0.1 * divergence(tiny.knowing(), silent, "forget_T")
+    assert tiny.accuracy(done.model, "retain_train") < 0.5
+
+
+def test_the_stop_rule_is_retain_accuracy_within_the_tolerance_of_the_teacher() -> None:
+    """Seen on a task whose held-out sums can be guessed: the teacher's own score is the goal."""
+    teacher = tiny.model()
+    settings = DistillConfig(steps=4, batch_size=8, eval_every=2)
+    at_once = distill(tiny.model(seed=5), teacher, tiny.task(), settings, Context(seed=0))
+    # both are near zero on retain_dev, so the student is within 5 points
+    assert at_once.stopped == "stop rule met at step 0"
+    strict = settings.model_copy(update={"tolerance": 0.0})
+    never = distill(tiny.model(seed=5), teacher, tiny.task(), strict, Context(seed=0))
+    assert never.stopped == "all 4 steps done"
+    assert sorted({row["step"] for row in never.rows}) == [0, 2, 4]
+
+
+def test_a_step_costs_the_student_three_forwards_and_the_teacher_one(undo: StageResult) -> None:
+    tokens = 120 * 64 * TASK.n_ctx
+    assert undo.ledger.tokens == tokens
+    assert undo.ledger.flops == pytest.approx(4 * tokens * flops_per_token(tiny.knowing(), TASK.n_ctx))

@@ -1,0 +1,356 @@
+"""The arithmetic task: complete, closed under what follows from a fact, and without a leak between splits."""
+
+from collections import Counter
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from undo_probe.config import ArithmeticConfig
+from undo_probe.errors import UndoProbeError
+from undo_probe.tasks import Task, TokenSet, build_task
+from undo_probe.tasks.arithmetic import MIXTURES, ArithmeticTask
+from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS, join
+
+SPLITS = (*FORGET_SPLITS, *RETAIN_SPLITS)
+
+
+@pytest.fixture(scope="module")
+def paper() -> ArithmeticTask:
+    """The operand ranges of the paper."""
+    return ArithmeticTask(ArithmeticConfig(), seed=3)
+
+
+def every_row(task: Task) -> TokenSet:
+    return join("all", *(task.rows(split) for split in SPLITS))
+
+
+def facts(rows: TokenSet) -> set[tuple[int, str, int, int]]:
+    labels = rows.labels
+    return set(zip(labels["a"], labels["operation"], labels["b"], labels["result"], strict=True))
+
+
+def lines(rows: TokenSet) -> list[Any]:
+    """The labels of each row, with attributes named by column."""
+    return list(rows.labels.itertuples())
+
+
+def text_of(task: Task, tokens: torch.Tensor) -> list[str]:
+    return [task.decode(row) for row in tokens]
+
+
+def test_it_has_every_fact_of_the_papers_ranges_once(paper: ArithmeticTask) -> None:
+    rows = every_row(paper)
+    expected = {(a, "+", b, a + b) for a in range(1, 51) for b in range(1, 51)}
+    expected |= {(a, "-", b, a - b) for a in range(1, 51) for b in range(1, a + 1)}
+    expected |= {(a, "*", b, a * b) for a in range(1, 21) for b in range(1, 21)}
+    expected |= {(a * b, "/", b, a) for a in range(1, 21) for b in range(1, 21)}
+    assert facts(rows) == expected
+    assert Counter(rows.operations) == {"+": 2500, "-": 1275, "*": 400, "/": 400}
+    assert len(rows) == len(expected)
+
+
+def test_a_family_holds_all_that_follows_from_a_fact_and_lies_in_one_split(paper: ArithmeticTask) -> None:
+    of_fact = {}
+    for split in SPLITS:
+        rows = paper.rows(split)
+        for fact, family in zip(lines(rows), rows.families, strict=True):
+            of_fact[fact.a, fact.operation, fact.b] = (family, split)
+    for a in range(1, 21):
+        for b in range(1, 21):
+            members = [(a, "*", b), (b, "*", a), (a * b, "/", b), (a * b, "/", a)]
+            assert len({of_fact[member] for member in members}) == 1
+    for a in range(1, 51):
+        for b in range(1, 51 - a):
+            members = [(a, "+", b), (b, "+", a), (a + b, "-", b), (a + b, "-", a)]
+            assert len({of_fact[member] for member in members}) == 1
+    # and no family holds anything else
+    sizes = Counter(family for family, _ in of_fact.values())
+    assert max(sizes.values()) == 4
+
+
+def test_no_two_splits_share_a_family_or_a_row(paper: ArithmeticTask) -> None:
+    for one, other in combinations(SPLITS, 2):
+        assert not set(paper.rows(one).families) & set(paper.rows(other).families)
+        assert not facts(paper.rows(one)) & facts(paper.rows(other))
+
+
+def test_a_shared_family_would_be_refused() -> None:
+    from undo_probe.tasks.arithmetic import _check_disjoint
+
+    task = tiny.task()
+    leaky = join("forget_V", task.rows("forget_V"), task.rows("forget_T").select(np.array([0])))
+    with pytest.raises(UndoProbeError, match="lies in forget_T and in forget_V: splits must be disjoint"):
+        _check_disjoint({"forget_T": task.rows("forget_T"), "forget_V": leaky})
+
+
+def test_forget_operations_are_in_forget_splits_only(paper: ArithmeticTask) -> None:
+    for split in SPLITS:
+        operations = set(paper.rows(split).operations)
+        assert operations <= {"*", "/"} if split in FORGET_SPLITS else operations <= {"+", "-"}
+
+
+def test_families_are_divided_in_the_asked_shares(paper: ArithmeticTask) -> None:
+    counts = {split: len(set(paper.rows(split).families)) for split in SPLITS}
+    whole = sum(counts[split] for split in FORGET_SPLITS)
+    assert whole == 20 * 21 / 2
+    for split, share in zip(FORGET_SPLITS, (0.45, 0.35, 0.1, 0.1), strict=True):
+        assert counts[split] == pytest.approx(share * whole, abs=1)
+    retain = sum(counts[split] for split in RETAIN_SPLITS)
+    for split, share in zip(RETAIN_SPLITS, (0.8, 0.1, 0.1), strict=True):
+        assert counts[split] == pytest.approx(share * retain, abs=1)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    add_max=st.integers(4, 12),
+    mul_max=st.integers(5, 12),
+    weights=st.tuples(*[st.floats(0.1, 1.0)] * 4),
+    held=st.floats(0.1, 0.4),
+    seed=st.integers(0, 99),
+)
+def test_any_shares_divide_all_families_and_lose_none(
+    add_max: int, mul_max: int, weights: tuple[float, float, float, float], held: float, seed: int
+) -> None:
+    config = ArithmeticConfig(add_max=add_max, mul_max=mul_max, forget_shares=weights, retain_held_out=held)
+    try:
+        task = ArithmeticTask(config, seed)
+    except UndoProbeError as error:
+        assert "is empty with these task settings" in str(error)
+        return
+    counts = [len(set(task.rows(split).families)) for split in FORGET_SPLITS]
+    assert sum(counts) == mul_max * (mul_max + 1) // 2
+    for count, weight in zip(counts, weights, strict=True):
+        assert abs(count - weight / sum(weights) * sum(counts)) <= 1
+    assert len(facts(every_row(task))) == add_max**2 + add_max * (add_max + 1) // 2 + 2 * mul_max**2
+
+
+def test_strata_say_what_can_be_guessed(paper: ArithmeticTask) -> None:
+    rows = join("forget", *(paper.rows(split) for split in FORGET_SPLITS))
+    for label in lines(rows):
+        factors = (label.a, label.b) if label.operation == "*" else (label.result, label.b)
+        low, product = min(factors), factors[0] * factors[1]
+        small = "below_100" if product < 100 else "from_100"
+        assert label.subset == {1: "trivial", 2: "double"}.get(low, small)
+    assert set(rows.labels["subset"]) == {"trivial", "double", "below_100", "from_100"}
+    assert sum(rows.labels["subset"] == "trivial") == 2 * (20 + 19)
+    assert set(paper.rows("retain_test").labels["subset"]) == {"all"}
+
+
+def test_chance_is_what_the_best_constant_answer_gets(paper: ArithmeticTask) -> None:
+    labels = every_row(paper).labels
+    for operation, share in paper.chance().items():
+        results = labels.loc[labels["operation"] == operation, "result"]
+        assert share == max(np.mean(results == constant) for constant in set(results))
+    assert paper.chance()["/"] == 20 / 400
+    assert set(paper.chance()) == {"+", "-", "*", "/"}
+
+
+def test_a_row_reads_as_its_fact_and_decodes_to_the_text_it_was_made_from(paper: ArithmeticTask) -> None:
+    rows = every_row(paper)
+    for text, fact in zip(text_of(paper, rows.tokens), lines(rows), strict=True):
+        assert text == f"{fact.a:>3}{fact.operation}{fact.b:>2}={f'{fact.result};':<4}"
+        assert [paper.vocabulary.index(character) for character in text]
+    assert rows.tokens.shape[1] == paper.n_ctx == 11
+
+
+def test_the_answer_mask_marks_the_digits_and_the_end_mark_and_nothing_else(paper: ArithmeticTask) -> None:
+    rows = every_row(paper)
+    for tokens, mask, result in zip(rows.tokens, rows.answer_mask, rows.labels["result"], strict=True):
+        assert paper.decode(tokens[mask]) == f"{result};"
+        assert paper.decode(tokens[~mask]).rstrip().endswith("=")
+    assert paper.vocabulary[int(rows.tokens[0, rows.read_position])] == "="
+    assert bool(rows.answer_mask[:, rows.read_position + 1].all())
+    assert not bool(rows.answer_mask[:, : rows.read_position + 1].any())
+
+
+def test_probe_labels_are_digits_of_the_result(paper: ArithmeticTask) -> None:
+    for label in lines(every_row(paper)):
+        assert label.first_digit == int(str(label.result)[0])
+        assert 10 * label.tens + label.units == label.result % 100
+    assert set(paper.probe_targets) == {"first_digit", "tens", "units"}
+
+
+def test_the_seed_decides_the_split_and_the_fingerprint() -> None:
+    config = ArithmeticConfig(add_max=12, mul_max=8)
+    one, same, other = (ArithmeticTask(config, seed) for seed in (0, 0, 1))
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+    assert torch.equal(one.rows("forget_V").tokens, same.rows("forget_V").tokens)
+    assert set(one.rows("forget_V").families) != set(other.rows("forget_V").families)
+    wider = ArithmeticTask(ArithmeticConfig(add_max=13, mul_max=8), 0)
+    assert wider.fingerprint != one.fingerprint
+    # the retain side of a run does not depend on how many products there are
+    more = ArithmeticTask(ArithmeticConfig(add_max=12, mul_max=9), 0)
+    assert facts(more.rows("retain_test")) == facts(one.rows("retain_test"))
+
+
+def test_build_task_gives_the_task_of_a_section() -> None:
+    config: Any = ArithmeticConfig(add_max=12, mul_max=8)
+    assert build_task(config, 0).fingerprint == tiny.task().fingerprint
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    mixture=st.sampled_from(sorted(MIXTURES)),
+    size=st.integers(1, 70),
+    seed=st.integers(0, 2**40),
+    step=st.integers(0, 10**6),
+)
+def test_a_batch_is_a_pure_function_of_mixture_size_seed_and_step(
+    mixture: str, size: int, seed: int, step: int
+) -> None:
+    task = tiny.task()
+    before = torch.random.get_rng_state()
+    once = task.batch(mixture, size, seed, step)
+    task.batch(mixture, 3, seed + 1, step + 1)
+    torch.rand(5)
+    again = ArithmeticTask(task.config, 0).batch(mixture, size, seed, step)
+    assert torch.equal(once.tokens, again.tokens)
+    assert torch.equal(once.answer_mask, again.answer_mask)
+    assert once.tokens.shape == once.answer_mask.shape == (size, task.n_ctx)
+    torch.random.set_rng_state(before)
+    task.batch(mixture, size, seed, step)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_batches_of_two_steps_and_of_two_seeds_differ(mixture: str) -> None:
+    task = tiny.task()
+    batches = [task.batch(mixture, 64, seed, step).tokens for seed, step in ((0, 0), (0, 1), (1, 0))]
+    assert not torch.equal(batches[0], batches[1])
+    assert not torch.equal(batches[0], batches[2])
+
+
+def drawn(task: ArithmeticTask, mixture: str, batches: int = 40) -> list[str]:
+    return [
+        text for step in range(batches) for text in text_of(task, task.batch(mixture, 256, 1, step).tokens)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mixture", "operations"),
+    [
+        ("pretrain", "+-*/"),
+        ("matched", "+-*/"),
+        ("distill", "+-*/"),
+        ("retain", "+-"),
+        ("unlearn", "*/"),
+        ("attack", "*/"),
+    ],
+)
+def test_operations_are_drawn_evenly_however_many_rows_each_has(
+    paper: ArithmeticTask, mixture: str, operations: str
+) -> None:
+    found = Counter(text[3] for text in drawn(paper, mixture))
+    assert set(found) == set(operations)
+    whole = sum(found.values())
+    spread = (1 / len(operations) * (1 - 1 / len(operations)) / whole) ** 0.5
+    for count in found.values():
+        assert abs(count / whole - 1 / len(operations)) < 5 * spread
+
+
+@pytest.mark.parametrize(
+    ("mixture", "splits"),
+    [
+        ("pretrain", {"retain_train", *FORGET_SPLITS}),
+        ("retain", {"retain_train"}),
+        ("unlearn", {"forget_T", "forget_V", "forget_D"}),
+        ("distill", {"retain_train", "forget_T", "forget_V", "forget_D"}),
+        ("attack", {"forget_T"}),
+    ],
+)
+def test_a_mixture_shows_all_rows_of_its_splits_and_no_other(mixture: str, splits: set[str]) -> None:
+    """W is in pretraining only, the attacker sees only T, and held-out retain rows are never trained on."""
+    task = tiny.task()
+    found = set(drawn(task, mixture))
+    expected = {text for split in splits for text in text_of(task, task.rows(split).tokens)}
+    assert found == expected
+
+
+def test_the_matched_mixture_keeps_the_prompts_and_redraws_the_answers_within_the_operation() -> None:
+    task = tiny.task()
+    answers_of: dict[str, set[str]] = {"*": set(), "/": set()}
+    true_rows = set()
+    for split in FORGET_SPLITS:
+        for text in text_of(task, task.rows(split).tokens):
+            answers_of[text[3]].add(text[7:])
+            true_rows.add(text)
+    rows = drawn(task, "matched")
+    forget = [text for text in rows if text[3] in "*/"]
+    assert {text[:7] for text in forget} == {text[:7] for text in true_rows}
+    assert all(text[7:] in answers_of[text[3]] for text in forget)
+    # answers of one prompt vary as much as the operation's do: nothing can be learned from them
+    one = Counter(text[7:] for text in forget if text[:7] == "  6* 7=")
+    assert len(one) > 10
+    right = np.mean([text in true_rows for text in forget])
+    chance = np.mean(list(task.chance().values()))
+    assert right < 2 * chance < 0.5
+
+
+def test_the_matched_mixture_leaves_retain_rows_true_and_masks_fitting() -> None:
+    task = tiny.task()
+    known = {text for text in text_of(task, task.rows("retain_train").tokens)}
+    batch = task.batch("matched", 2000, 0, 0)
+    for tokens, mask in zip(batch.tokens, batch.answer_mask, strict=True):
+        text = task.decode(tokens)
+        assert text[3] in "*/" or text in known
+        assert task.decode(tokens[mask]) == text[7:].rstrip()
+
+
+def test_the_matched_mixture_shows_the_same_prompts_as_pretraining_does() -> None:
+    task = tiny.task()
+    plain, matched = (task.batch(mixture, 500, 4, 2).tokens for mixture in ("pretrain", "matched"))
+    assert torch.equal(plain[:, :7], matched[:, :7])
+    assert not torch.equal(plain, matched)
+
+
+def test_context_features_are_the_operands_and_the_operation_and_not_the_answer() -> None:
+    task = tiny.task()
+    rows = task.rows("forget_T")
+    features = task.context_features(rows)
+    assert set(np.unique(features)) == {0, 1}
+    assert len({feature.tobytes() for feature in features}) == len(rows)  # every prompt is told apart
+    other = rows.tokens.clone()
+    other[:, 7:] = other[torch.randperm(len(rows)), 7:]
+    lies = TokenSet("lies", other, rows.answer_mask, rows.read_position, rows.labels)
+    assert np.array_equal(task.context_features(lies), features)
+
+
+@pytest.mark.parametrize(
+    ("changes", "split"),
+    [
+        ({"forget_shares": (0.5, 0.5, 0.0, 0.0)}, "forget_W"),
+        ({"forget_shares": (0.0, 0.8, 0.1, 0.1)}, "forget_T"),
+        ({"retain_held_out": 0.0}, "retain_dev"),
+        ({"mul_max": 2}, "forget_"),
+    ],
+)
+def test_an_empty_split_is_refused_by_name_with_what_to_change(changes: dict, split: str) -> None:
+    with pytest.raises(UndoProbeError, match=f"the split {split}.* is empty.*raise its share") as found:
+        ArithmeticTask(ArithmeticConfig(**{"add_max": 12, "mul_max": 8, **changes}), 0)
+    assert "task.forget_shares" in str(found.value)
+
+
+def test_unknown_splits_and_mixtures_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(UndoProbeError, match="no split 'forget_X': it has forget_D, forget_T"):
+        tiny.task().rows("forget_X")
+    with pytest.raises(UndoProbeError, match="no mixture 'all': it has pretrain, matched"):
+        tiny.task().batch("all", 1, 0, 0)
+
+
+def test_a_selection_keeps_order_and_labels_and_refuses_to_be_empty() -> None:
+    rows = tiny.task().rows("forget_T")
+    keep = rows.operations == "*"
+    part = rows.select(keep)
+    assert set(part.operations) == {"*"}
+    assert torch.equal(part.tokens, rows.tokens[keep])
+    backwards = rows.select(np.array([3, 1]))
+    assert torch.equal(backwards.tokens, rows.tokens[[3, 1]])
+    assert list(backwards.labels["result"]) == [rows.labels["result"][3], rows.labels["result"][1]]
+    with pytest.raises(UndoProbeError, match="no row of forget_T is left"):
+        rows.select(np.zeros(len(rows), dtype=bool))

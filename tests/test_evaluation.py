@@ -1,0 +1,115 @@
+"""One pass over complete rows says the same as decoding token by token."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from undo_probe.evaluation import (
+    accuracy_by_operation,
+    answer_log_probability,
+    answers_correct,
+    by_operation,
+    decode_greedily,
+)
+from undo_probe.models import HookedTransformer
+from undo_probe.tasks import TokenSet
+from undo_probe.tasks.protocol import join
+
+TASK = tiny.small_task()
+ROWS = join("all", *(TASK.rows(split) for split in ("forget_T", "forget_V", "retain_train", "retain_test")))
+
+
+@pytest.fixture(params=["random", "half trained", "trained"])
+def model(request: pytest.FixtureRequest) -> HookedTransformer:
+    kinds = {"random": tiny.model, "half trained": tiny.half_trained, "trained": tiny.knowing}
+    return kinds[request.param]()
+
+
+def written(model: HookedTransformer, rows: TokenSet) -> list[str]:
+    """What each row's prompt is continued with, one row and one token at a time."""
+    found = []
+    for row in rows.tokens[:, : rows.read_position + 1]:
+        tokens = row
+        for _ in range(TASK.n_ctx - len(row)):
+            tokens = torch.cat([tokens, tiny.logits(model, tokens[None])[0, -1].argmax()[None]])
+        found.append(TASK.decode(tokens[len(row) :]))
+    return found
+
+
+def test_correct_rows_are_those_whose_answer_greedy_decoding_writes(model: HookedTransformer) -> None:
+    expected = [
+        text.startswith(f"{result};")
+        for text, result in zip(written(model, ROWS), ROWS.labels["result"], strict=True)
+    ]
+    assert answers_correct(model, ROWS).tolist() == expected
+
+
+def test_the_half_trained_model_is_a_real_test_of_that() -> None:
+    share = answers_correct(tiny.half_trained(), ROWS).mean()
+    assert 0.2 < share < 0.8
+
+
+def test_decoding_all_rows_at_once_equals_one_at_a_time(model: HookedTransformer) -> None:
+    prompts = ROWS.tokens[:, : ROWS.read_position + 1]
+    at_once = decode_greedily(model, prompts, 4)
+    assert [TASK.decode(row) for row in at_once] == written(model, ROWS)
+
+
+def test_log_probabilities_equal_a_loop_over_answer_tokens(model: HookedTransformer) -> None:
+    expected = []
+    for tokens, mask in zip(ROWS.tokens, ROWS.answer_mask, strict=True):
+        log_p = tiny.logits(model, tokens[None])[0].double().log_softmax(-1)
+        places = torch.nonzero(mask)[:, 0].tolist()
+        expected.append(sum(float(log_p[place - 1, tokens[place]]) for place in places))
+    found = answer_log_probability(model, ROWS)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found < 0).all()
+
+
+def test_a_sure_answer_is_a_right_one() -> None:
+    # more than half of the probability on every token of the answer leaves no other choice
+    sure = answer_log_probability(tiny.half_trained(), ROWS) > np.log(0.5)
+    assert sure.any()
+    assert answers_correct(tiny.half_trained(), ROWS)[sure].all()
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_the_size_of_a_batch_changes_nothing(size: int) -> None:
+    model = tiny.half_trained()
+    assert np.array_equal(answers_correct(model, ROWS, size), answers_correct(model, ROWS))
+    np.testing.assert_allclose(
+        answer_log_probability(model, ROWS, size), answer_log_probability(model, ROWS), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_what_follows_the_end_mark_does_not_count() -> None:
+    tokens = ROWS.tokens.clone()
+    tokens[~ROWS.answer_mask & (torch.arange(TASK.n_ctx) > ROWS.read_position)] = 0
+    padded = TokenSet("padded", tokens, ROWS.answer_mask, ROWS.read_position, ROWS.labels)
+    model = tiny.half_trained()
+    assert np.array_equal(answers_correct(model, padded), answers_correct(model, ROWS))
+
+
+def test_accuracy_by_operation_is_the_mean_over_its_rows() -> None:
+    model = tiny.half_trained()
+    rows = TASK.rows("forget_T")
+    correct = answers_correct(model, rows)
+    found = accuracy_by_operation(model, TASK, "forget_T")
+    assert found == by_operation(correct, rows)
+    for operation, share in found.items():
+        assert share == np.mean(
+            [c for c, op in zip(correct, rows.operations, strict=True) if op == operation]
+        )
+    weighted = sum(share * np.mean(rows.operations == operation) for operation, share in found.items())
+    assert weighted == pytest.approx(correct.mean())
+
+
+def test_asking_leaves_gradients_switched_on_and_the_model_as_it_was() -> None:
+    model = tiny.half_trained()
+    hooks = tiny.hook_count(model)
+    answers_correct(model, ROWS)
+    answer_log_probability(model, ROWS)
+    assert torch.is_grad_enabled()
+    assert tiny.hook_count(model) == hooks
+    assert all(parameter.grad is None for parameter in model.parameters())

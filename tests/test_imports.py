@@ -1,0 +1,57 @@
+"""`import undo_probe` is free; its public names arrive when they are used."""
+
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+import undo_probe
+
+HEAVY = {"torch", "transformer_lens", "transformers", "sklearn", "plotly", "pandas", "numpy", "pydantic"}
+
+
+def heavy_modules_after(code: str) -> set[str]:
+    code += f"\nimport sys\nprint(*sorted({HEAVY} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    assert heavy_modules_after("import undo_probe; dir(undo_probe)") == set()
+    assert heavy_modules_after("import numpy") == {"numpy"}  # the check can fail
+
+
+@pytest.mark.parametrize("name", undo_probe.__all__)
+def test_every_public_name_exists_and_is_listed(name: str) -> None:
+    assert name in dir(undo_probe)
+    assert getattr(undo_probe, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'undo_probe' has no attribute 'undoo'"):
+        getattr(undo_probe, "undoo")  # noqa: B009
+
+
+HELP = f"""
+import sys
+from undo_probe.cli import main
+
+sys.argv = ["undo-probe", "--help"]
+try:
+    main()
+except SystemExit as end:
+    print(end.code, sorted({HEAVY} & set(sys.modules)))
+"""
+
+
+def test_help_comes_within_a_second_and_loads_nothing_heavy() -> None:
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - begin)
+        assert "Usage" in done.stdout
+        assert done.stdout.splitlines()[-1] == "0 []"
+    assert statistics.median(seconds) < 1

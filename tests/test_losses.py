@@ -1,0 +1,105 @@
+"""Each loss equals its published formula, computed another way, and has the properties that define it."""
+
+import math
+
+import pytest
+import references.losses as published
+import tiny
+import torch
+from torch import Tensor
+
+from undo_probe import losses
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    rows = tiny.task().rows("forget_T")
+    logits = torch.randn(8, *rows.tokens.shape[1:], len(tiny.task().vocabulary), dtype=torch.float64) * 3
+    return logits, rows.tokens[:8], rows.answer_mask[:8]
+
+
+def test_answers_are_read_one_place_before_them(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, tokens, mask = batch
+    expected = torch.stack([place for place, _ in published.answers(logits, tokens, mask)])
+    assert torch.equal(losses.answer_logits(logits, mask), expected)
+
+
+def test_next_token_is_the_mean_surprise_at_answer_tokens(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, tokens, mask = batch
+    assert float(losses.next_token(logits, tokens, mask)) == pytest.approx(
+        published.cross_entropy(logits, tokens, mask), rel=1e-12
+    )
+    changed = logits.clone()
+    changed[:, :5] += torch.randn_like(changed[:, :5])  # prompt positions do not count
+    assert torch.equal(losses.next_token(changed, tokens, mask), losses.next_token(logits, tokens, mask))
+
+
+def test_maxent_is_the_divergence_from_uniform(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, tokens, mask = batch
+    torch.testing.assert_close(
+        losses.uniform_target(logits, mask), published.maxent(logits, tokens, mask), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_maxent_is_zero_exactly_at_uniform_and_unbounded(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, _, mask = batch
+    assert float(losses.uniform_target(torch.full_like(logits, 2.5), mask)) == pytest.approx(0, abs=1e-12)
+    sure = torch.zeros_like(logits)
+    sure[..., 0] = 1e4
+    assert float(losses.uniform_target(sure, mask)) > 1e3
+    assert float(losses.uniform_target(logits, mask)) > 0
+
+
+def test_the_gradient_of_maxent_is_probability_minus_uniform(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, _, mask = batch
+    logits.requires_grad_()
+    losses.uniform_target(logits, mask).backward()
+    assert logits.grad is not None
+    answers = int(mask.sum())
+    expected = (losses.answer_logits(logits, mask).softmax(-1) - 1 / logits.shape[-1]) / answers
+    torch.testing.assert_close(losses.answer_logits(logits.grad, mask), expected)
+
+
+def test_forward_kl_equals_torch_and_its_direction_matters() -> None:
+    student, teacher = torch.randn(2, 40, 17, dtype=torch.float64) * 2
+    ours = losses.forward_kl(student, teacher)
+    torch.testing.assert_close(ours, published.forward_kl(student, teacher), rtol=1e-12, atol=1e-12)
+    assert abs(float(ours - losses.forward_kl(teacher, student))) > 1e-3
+
+
+def test_forward_kl_is_never_negative_and_zero_only_between_equals() -> None:
+    student, teacher = torch.randn(2, 40, 17)
+    assert float(losses.forward_kl(student, teacher)) > 0
+    assert float(losses.forward_kl(teacher, teacher)) == 0
+    assert float(losses.forward_kl(teacher + 3, teacher)) == pytest.approx(0, abs=1e-6)  # same odds
+
+
+def test_forward_kl_keeps_its_digits_where_student_and_teacher_almost_agree() -> None:
+    teacher = torch.randn(30, 17, dtype=torch.float64) * 8
+    student = teacher + 0.03 * torch.randn(30, 17, dtype=torch.float64)
+    exact = float(published.forward_kl(student, teacher))
+    single = float(losses.forward_kl(student.float(), teacher.float()))
+    assert single == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize("retain_weight", [0.0, 1.0, 1200.0])
+def test_rmu_equals_the_published_loss(retain_weight: float) -> None:
+    forget, retain, before = torch.randn(3, 12, 16, dtype=torch.float64)
+    unit = torch.nn.functional.normalize(torch.rand(16, dtype=torch.float64), dim=0)
+    expected = published.rmu(forget.numpy(), unit.numpy(), 6.5, retain.numpy(), before.numpy(), retain_weight)
+    assert float(losses.rmu(forget, 6.5 * unit, retain, before, retain_weight)) == pytest.approx(expected)
+
+
+def test_rmu_is_zero_exactly_where_it_wants_to_be() -> None:
+    target, kept = torch.randn(16), torch.randn(5, 16)
+    assert float(losses.rmu(target.expand(7, 16), target, kept, kept, 100.0)) == 0
+    moved = kept + 0.1
+    assert float(losses.rmu(target.expand(7, 16), target, moved, kept, 100.0)) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_cross_entropy_of_a_uniform_model_is_log_of_the_vocabulary(
+    batch: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    logits, tokens, mask = batch
+    flat = losses.next_token(torch.zeros_like(logits), tokens, mask)
+    assert float(flat) == pytest.approx(math.log(logits.shape[-1]))

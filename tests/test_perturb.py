@@ -1,0 +1,147 @@
+"""Noise follows the published rule on every kind of tensor that a HookedTransformer has."""
+
+import math
+
+import pytest
+import references.noise as published
+import tiny
+import torch
+from torch import Tensor
+
+from undo_probe.errors import UndoProbeError
+from undo_probe.perturb import flat_shape, is_gain, shrink_and_perturb
+from undo_probe.randomness import generator
+
+D_MODEL, HEADS, D_HEAD, D_MLP = 16, 2, 8, 32
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Tensor]:
+    # biases start at zero, gains at one: move them, or shrinking them could not be seen
+    draw = torch.Generator().manual_seed(5)
+    found = {name: p.detach().clone() for name, p in tiny.model(d_model=D_MODEL).named_parameters()}
+    return {name: p + 0.3 * torch.randn(p.shape, generator=draw) for name, p in found.items()}
+
+
+def kinds(weights: dict[str, Tensor]) -> dict[str, set[str]]:
+    gains = {name for name in weights if is_gain(name)}
+    matrices = {name for name, tensor in weights.items() if flat_shape(name, tensor)}
+    return {"matrix": matrices, "gain": gains, "bias": set(weights) - matrices - gains}
+
+
+def test_every_parameter_is_a_matrix_a_gain_or_a_bias(weights: dict[str, Tensor]) -> None:
+    found = kinds(weights)
+    leaves = {kind: {name.rpartition(".")[2] for name in names} for kind, names in found.items()}
+    assert leaves == {
+        "matrix": {"W_E", "W_pos", "W_Q", "W_K", "W_V", "W_O", "W_in", "W_out", "W_U"},
+        "gain": {"w"},
+        "bias": {"b_Q", "b_K", "b_V", "b_O", "b_in", "b_out", "b_U", "b"},
+    }
+    assert len(found["gain"]) == 5
+
+
+def test_fans_are_those_of_the_flattened_matrix(weights: dict[str, Tensor]) -> None:
+    shapes = {name.rpartition(".")[2]: flat_shape(name, tensor) for name, tensor in weights.items()}
+    assert shapes["W_Q"] == shapes["W_K"] == shapes["W_V"] == (D_MODEL, HEADS * D_HEAD)
+    assert shapes["W_O"] == (HEADS * D_HEAD, D_MODEL)
+    assert (shapes["W_in"], shapes["W_out"]) == ((D_MODEL, D_MLP), (D_MLP, D_MODEL))
+    assert shapes["W_E"] == (tiny.task().d_vocab, D_MODEL)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.4, 0.1), (0.8, 1.0), (1.0, 1.0), (0.3, 0.0)])
+def test_matrices_equal_the_published_rule_however_they_are_stored(
+    weights: dict[str, Tensor], alpha: float, beta: float
+) -> None:
+    noised = shrink_and_perturb(weights, alpha, beta, seed=7)
+    for name in kinds(weights)["matrix"]:
+        fans = flat_shape(name, weights[name])
+        assert fans is not None
+        expected = published.shrink_perturb_matrix(
+            weights[name], alpha, beta, generator(7, "noise", name), fans
+        )
+        torch.testing.assert_close(noised[name], expected, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("gains", ["one", "zero"])
+def test_biases_are_only_shrunk_even_where_they_are_stored_as_matrices(
+    weights: dict[str, Tensor], gains: str
+) -> None:
+    noised = shrink_and_perturb(weights, 0.6, 1.0, seed=0, gains=gains)
+    assert weights["blocks.0.attn.b_Q"].ndim == 2
+    for name in kinds(weights)["bias"]:
+        torch.testing.assert_close(noised[name], published.shrink_vector(weights[name], 0.6))
+
+
+def test_gains_shrink_toward_one_as_in_the_reference_or_toward_zero(weights: dict[str, Tensor]) -> None:
+    # the reference's model stores gain - 1, so its vectors shrink the gain toward one
+    one = shrink_and_perturb(weights, 0.6, 0.1, seed=0)
+    zero = shrink_and_perturb(weights, 0.6, 0.1, seed=0, gains="zero")
+    for name in kinds(weights)["gain"]:
+        torch.testing.assert_close(one[name] - 1, published.shrink_vector(weights[name] - 1, 0.6))
+        torch.testing.assert_close(zero[name], published.shrink_vector(weights[name], 0.6))
+
+
+@pytest.mark.parametrize("gains", ["one", "zero"])
+def test_alpha_zero_is_the_identity(weights: dict[str, Tensor], gains: str) -> None:
+    noised = shrink_and_perturb(weights, 0.0, 1.0, seed=0, gains=gains)
+    assert all(torch.equal(noised[name], weights[name]) for name in weights)
+
+
+def test_alpha_and_beta_one_leave_a_xavier_draw_and_nothing_of_the_weight() -> None:
+    wide = {"blocks.0.attn.W_Q": torch.randn(4, 64, 16), "blocks.0.mlp.W_in": torch.randn(64, 256)}
+    noised = shrink_and_perturb(wide, 1.0, 1.0, seed=1)
+    for name, fans in (("blocks.0.attn.W_Q", (64, 64)), ("blocks.0.mlp.W_in", (64, 256))):
+        bound = math.sqrt(6 / sum(fans))
+        assert float(noised[name].std()) == pytest.approx(math.sqrt(2 / sum(fans)), rel=0.05)
+        assert float(noised[name].abs().max()) <= bound
+        assert float(noised[name].abs().max()) > 0.99 * bound
+        pair = torch.stack([noised[name].flatten(), wide[name].flatten()])
+        assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.05
+
+
+def test_every_tensor_has_a_stream_of_its_own(weights: dict[str, Tensor]) -> None:
+    whole = shrink_and_perturb(weights, 0.5, 0.5, seed=3)
+    part = {name: weights[name] for name in ("blocks.1.mlp.W_in", "embed.W_E")}
+    alone = shrink_and_perturb(part, 0.5, 0.5, seed=3)
+    assert all(torch.equal(alone[name], whole[name]) for name in part)
+    same_shape = whole["blocks.0.mlp.W_in"] - weights["blocks.0.mlp.W_in"] / 2
+    assert not torch.allclose(same_shape, whole["blocks.1.mlp.W_in"] - weights["blocks.1.mlp.W_in"] / 2)
+
+
+def test_the_seed_decides_the_noise_and_global_random_state_stays(weights: dict[str, Tensor]) -> None:
+    # the reference has a seed argument that it never uses
+    before = torch.random.get_rng_state()
+    a, b, c = (shrink_and_perturb(weights, 0.5, 0.5, seed=seed) for seed in (1, 1, 2))
+    assert all(torch.equal(a[name], b[name]) for name in weights)
+    assert not torch.equal(a["embed.W_E"], c["embed.W_E"])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_same_draw_is_scaled_by_alpha_along_a_sweep(weights: dict[str, Tensor]) -> None:
+    name = "blocks.0.attn.W_V"
+    draws = []
+    for alpha in (0.2, 0.8):
+        noised = shrink_and_perturb(weights, alpha, 0.1, seed=0)
+        draws.append((noised[name] - (1 - alpha) * weights[name]) / (alpha * 0.1))
+    torch.testing.assert_close(draws[0], draws[1], rtol=1e-3, atol=1e-4)
+
+
+def test_the_arguments_are_untouched(weights: dict[str, Tensor]) -> None:
+    before = {name: tensor.clone() for name, tensor in weights.items()}
+    shrink_and_perturb(weights, 0.5, 0.5, seed=0)
+    assert all(torch.equal(before[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "gains", "text"),
+    [
+        (1.1, 0.1, "one", r"alpha is 1\.1: expected a number from 0 to 1"),
+        (-0.1, 0.1, "one", r"alpha is -0\.1"),
+        (math.nan, 0.1, "one", "alpha is nan"),
+        (0.5, 2.0, "one", "beta is 2"),
+        (0.5, 0.1, "two", "gains is 'two': expected 'one'"),
+    ],
+)
+def test_values_out_of_range_are_refused(alpha: float, beta: float, gains: str, text: str) -> None:
+    with pytest.raises(UndoProbeError, match=text):
+        shrink_and_perturb({"embed.W_E": torch.zeros(2, 2)}, alpha, beta, seed=0, gains=gains)

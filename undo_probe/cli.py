@@ -1,0 +1,224 @@
+"""The command line. No logic: every command is one or two calls of the package."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="undo-probe",
+    help="Is this capability gone, or only hidden? Runs UNDO and looks inside at every stage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+INTERRUPTED = 130
+store_app = typer.Typer(help="Keep house in a stage store.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+Folder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+Workers = Annotated[
+    int | None, typer.Option(help="Processes; one a core by default. Results do not depend on it.")
+]
+
+
+@app.command()
+def run(
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="A preset or a file, then a.b=c overrides.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/run"),
+    until: Annotated[
+        str, typer.Option(help="Stop after: original, unlearned, noised, distilled, attack, score, report.")
+    ] = "report",
+    workers: Workers = None,
+    store: Annotated[Path | None, typer.Option(help="A stage store shared by several runs.")] = None,
+) -> None:
+    """Run the pipeline, the attack, the scorecard and the report; again to resume."""
+    words = list(settings or [])
+    source = words.pop(0) if words and "=" not in words[0] else "tiny"
+    config = _load(source, words)  # before the slow imports: a mistake is told at once
+
+    from undo_probe.attacks import attack as run_attack
+    from undo_probe.pipeline import UNTIL, run_undo
+
+    last = _until(until)
+    with _phase("stages") as phase:
+        made = run_undo(
+            config,
+            out,
+            until=until if until in UNTIL else UNTIL[-1],
+            workers=workers,
+            store=store,
+            progress=phase.event,
+        )
+    if last >= 1:
+        with _phase("attack") as phase:
+            made = run_attack(made, workers=workers, progress=phase.event)
+    if last >= 2:
+        _score(made.folder, workers)
+    if last >= 3:
+        _report(made.folder, None)
+
+
+@app.command()
+def attack(folder: Folder, workers: Workers = None) -> None:
+    """Relearning attack on every arm of a run."""
+    from undo_probe.attacks import attack as run_attack
+    from undo_probe.store import Run
+
+    with _phase("attack") as phase:
+        run_attack(Run(folder), workers=workers, progress=phase.event)
+
+
+@app.command()
+def score(folder: Folder, workers: Workers = None) -> None:
+    """Measure every arm and write the scorecard."""
+    _score(folder, workers)
+
+
+@app.command()
+def report(
+    folder: Folder,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the page goes; report.html in the run folder by default.")
+    ] = None,
+) -> None:
+    """Write the report from what the run folder holds; nothing is computed anew."""
+    _report(folder, out)
+
+
+@app.command()
+def show(folder: Folder) -> None:
+    """Print a run's stages."""
+    from undo_probe.store import Run
+
+    table = Run(folder).stages.drop(columns=["arm"])
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3g}", na_rep="-"))
+
+
+@app.command()
+def presets(name: Annotated[str | None, typer.Argument(help="Print this preset as JSON.")] = None) -> None:
+    """List the presets, or print one."""
+    from undo_probe.config import PRESETS, preset
+
+    if name is not None:
+        typer.echo(preset(name).model_dump_json(indent=2))
+        return
+    for key, config in PRESETS.items():
+        alphas = ", ".join(f"{alpha:g}" for alpha in config.noise.alphas)
+        typer.echo(f"{key:8} {config.model.n_layers} layers, d_model {config.model.d_model}, alphas {alphas}")
+
+
+@store_app.command("list")
+def store_list(
+    folder: Annotated[Path, typer.Argument(help="A store, or a run folder.", show_default=False)],
+) -> None:
+    """List what a store holds."""
+    store = _open_store(folder)
+    for key in store.keys():
+        entry = store.entry(key)
+        typer.echo(f"{key[:12]}  {entry.kind:9} {store.size(key) / 1e6:8.2f} MB  {entry.stopped}")
+
+
+@store_app.command("prune")
+def store_prune(
+    folder: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only say what would go.")] = False,
+) -> None:
+    """Delete the results in a run's own store that the run does not use."""
+    from undo_probe.store import Run, unused
+
+    opened = Run(folder)
+    for key in unused(opened):
+        size = opened.store.size(key) / 1e6
+        typer.echo(f"{'deleted' if yes else 'would delete'} {key[:12]}  {size:.2f} MB")
+        if yes:
+            opened.store.remove(key)
+
+
+def _open_store(folder: Path) -> Any:
+    from undo_probe.errors import UndoProbeError
+    from undo_probe.store import Run, Store
+
+    if (folder / "run.json").is_file():
+        return Run(folder).store
+    if not folder.is_dir():
+        raise UndoProbeError(f"{folder} is no folder: give a store or a run folder")
+    return Store(folder)
+
+
+def _load(source: str, words: list[str]) -> Any:
+    from undo_probe.config import load_config
+    from undo_probe.errors import UndoProbeError
+
+    plain = [word for word in words if "=" not in word]
+    if plain:
+        raise UndoProbeError(
+            f"{plain[0]!r} is no override: write section.key=value, for example noise.beta=0.05"
+        )
+    return load_config(source, *words)
+
+
+def _until(until: str) -> int:
+    """0 for a stage of the pipeline, then 1 attack, 2 score, 3 report."""
+    from undo_probe.errors import UndoProbeError
+    from undo_probe.pipeline import UNTIL
+
+    known = (*UNTIL, "attack", "score", "report")
+    if until not in known:
+        raise UndoProbeError(f"--until is {until!r}: expected one of {', '.join(known)}")
+    return max(0, known.index(until) - len(UNTIL) + 1)
+
+
+def _phase(title: str) -> Any:
+    from undo_probe.progress import PhaseProgress
+
+    return PhaseProgress(title)
+
+
+def _score(folder: Path, workers: int | None) -> None:
+    from undo_probe.scorecard import score as make_scorecard
+    from undo_probe.store import Run
+
+    with _phase("scorecard") as phase:
+        make_scorecard(Run(folder), workers=workers, progress=phase.event)
+
+
+def _report(folder: Path, out: Path | None) -> None:
+    from undo_probe.report import write_report
+
+    typer.echo(f"report: {write_report(folder, out or folder / 'report.html')}")
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 failed, 2 the input is wrong, 130 interrupted."""
+    from undo_probe.errors import UndoProbeError
+
+    # typer brings a click of its own, other versions of it the one that is installed
+    usage_error: Any = typer.BadParameter.__mro__[1]
+    try:
+        result = app(standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except usage_error as error:
+        error.show()
+        code = 2
+    except UndoProbeError as error:
+        _stop(error.exit_code, str(error))
+    except Exception as error:
+        if os.environ.get("UNDO_PROBE_DEBUG"):
+            raise
+        _stop(1, f"failed: {type(error).__name__}: {error} (UNDO_PROBE_DEBUG=1 shows where)")
+    if code == INTERRUPTED:
+        _stop(code, "interrupted: the same command goes on where this one stopped")
+    raise SystemExit(code)
+
+
+def _stop(code: int, text: str) -> NoReturn:
+    print(f"undo-probe: {text}", file=sys.stderr, flush=True)  # noqa: T201
+    raise SystemExit(code)

@@ -1,0 +1,445 @@
+"""What a run is: one frozen schema for presets, files, overrides and the saved record."""
+
+import difflib
+import json
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from undo_probe.errors import UndoProbeError
+
+FORMAT = 1
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, strict about names and types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+def _refuse_twice(key: str, numbers: tuple[float, ...]) -> None:
+    """Models and attacks are named by their number, so two may not have the same name."""
+    names = [f"{number:g}" for number in numbers]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{key} has {name} twice: name each once, and apart in six digits")
+
+
+class ArithmeticConfig(Section):
+    """The arithmetic task: operand ranges and how families are divided."""
+
+    name: Literal["arithmetic"] = "arithmetic"
+    add_max: Annotated[int, Field(ge=2, le=50)] = 50
+    mul_max: Annotated[int, Field(ge=2, le=31)] = 20
+    forget_shares: tuple[Share, Share, Share, Share] = (0.45, 0.35, 0.1, 0.1)
+    retain_held_out: Annotated[float, Field(ge=0.0, le=0.45)] = 0.1
+
+    @model_validator(mode="after")
+    def _something_is_forgotten(self) -> Self:
+        if not sum(self.forget_shares):
+            raise ValueError("task.forget_shares are all 0: give T, V, W and D a share of the families")
+        return self
+
+
+class ModelConfig(Section):
+    """A small decoder built from scratch."""
+
+    n_layers: Count = 2
+    d_model: Count = 64
+    n_heads: Count = 4
+    d_mlp: Count = 256
+    act_fn: Literal["gelu", "relu", "silu"] = "gelu"
+    normalization: Literal["LN", "RMS"] = "LN"
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model ({self.d_model}) must be a multiple of n_heads ({self.n_heads})")
+        return self
+
+
+class FitConfig(Section):
+    """One training run of the loop: AdamW, a schedule in absolute steps, batches of rows."""
+
+    steps: Steps = 600
+    batch_size: Count = 256
+    learning_rate: Rate = 3e-3
+    warmup: Steps = 20
+    schedule: Literal["constant", "cosine"] = "cosine"
+    final_fraction: Share = 0.1
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    clip: Annotated[float, Field(gt=0.0)] = 1.0
+    accumulate: Count = 1
+    eval_every: Count = 20
+
+
+class MaxEntConfig(FitConfig):
+    """MaxEnt: forward KL from the uniform distribution on forget answers, cross-entropy on retain."""
+
+    steps: Steps = 100
+    learning_rate: Rate = 3e-4
+    warmup: Steps = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    retain_weight: Annotated[float, Field(ge=0.0)] = 5.0
+
+
+class GradDiffConfig(FitConfig):
+    """GradDiff: gradient ascent on forget answers, descent on retain."""
+
+    steps: Steps = 100
+    learning_rate: Rate = 3e-4
+    warmup: Steps = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    retain_weight: Annotated[float, Field(ge=0.0)] = 5.0
+
+
+class RMUConfig(FitConfig):
+    """RMU: forget states of one block pushed to ``c * u``, retain states held where they were.
+
+    ``tensors`` name the trained parameters of each block up to ``layer``; ``target`` says how ``u`` is drawn
+    (``centred`` removes the all-ones part, which LayerNorm cannot see).
+    """
+
+    steps: Steps = 300
+    learning_rate: Rate = 1e-3
+    warmup: Steps = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    layer: Steps = 0
+    c: Annotated[float, Field(gt=0.0)] = 20.0
+    retain_weight: Annotated[float, Field(ge=0.0)] = 100.0
+    target: Literal["uniform", "gaussian", "centred"] = "centred"
+    tensors: tuple[str, ...] = ("mlp.W_in", "mlp.b_in", "mlp.W_out", "mlp.b_out")
+
+
+Method = Literal["maxent", "graddiff", "rmu"]
+
+
+class UnlearnConfig(Section):
+    """``method`` is the teacher that is noised and distilled; ``also`` are measured beside it."""
+
+    method: Method = "maxent"
+    also: tuple[Method, ...] = ("graddiff", "rmu")
+    maxent: MaxEntConfig = MaxEntConfig()
+    graddiff: GradDiffConfig = GradDiffConfig()
+    rmu: RMUConfig = RMUConfig()
+
+
+class NoiseConfig(Section):
+    """Shrink and perturb: ``W <- (1 - alpha) W + alpha beta N`` (arXiv 2506.06278).
+
+    ``gains`` says where a norm's gain shrinks to: ``one`` (its initial value) or ``zero``.
+    """
+
+    alphas: tuple[Share, ...] = (0.2, 0.4, 0.6, 0.8)
+    beta: Share = 0.1
+    gains: Literal["one", "zero"] = "one"
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        _refuse_twice("noise.alphas", self.alphas)
+        return self
+
+
+class DistillConfig(FitConfig):
+    """Forward KL from the teacher on all operations, until retain accuracy is back.
+
+    The stop rule is the paper's for arithmetic: mean retain accuracy within ``tolerance`` of the teacher's,
+    looked at every ``eval_every`` steps on ``retain_dev``; ``steps`` is the cap.
+    """
+
+    steps: Steps = 2400
+    batch_size: Count = 128
+    learning_rate: Rate = 1e-3
+    tolerance: Share = 0.05
+    eval_every: Count = 20
+
+
+class AttackConfig(Section):
+    """Relearning on forget set T, at every rate, in float32; evaluated on V and on retain.
+
+    ``utility`` is the share of its retain accuracy that an attacked model must keep to count under the
+    utility limit; the grid is extended by factors of 3, ``max_extensions`` times on either side, while the best
+    rate of any arm lies at its edge; ``noised`` attacks the noised models too.
+    """
+
+    learning_rates: tuple[Rate, ...] = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+    seeds: Count = 1
+    steps: Count = 200
+    batch_size: Count = 64
+    eval_steps: tuple[Steps, ...] = (0, 1, 2, 5, 10, 25, 50, 100, 200)
+    utility: Share = 0.9
+    max_extensions: Steps = 2
+    noised: bool = False
+
+    @model_validator(mode="after")
+    def _steps_cover(self) -> Self:
+        if not self.learning_rates:
+            raise ValueError("attack.learning_rates is empty: give at least one rate")
+        _refuse_twice("attack.learning_rates", self.learning_rates)
+        if self.eval_steps[:1] != (0,) or any(a >= b for a, b in pairwise(self.eval_steps)):
+            raise ValueError("attack.eval_steps must start at 0 (before the attack) and rise")
+        if self.eval_steps[-1] > self.steps:
+            raise ValueError(f"attack.eval_steps goes beyond attack.steps ({self.steps})")
+        return self
+
+
+class ProbeConfig(Section):
+    """Linear probes: folds by family, the regularisation grid, and how many shuffles the control has."""
+
+    folds: Annotated[int, Field(ge=2)] = 5
+    penalties: tuple[Annotated[float, Field(gt=0.0)], ...] = (1e-3, 1e-2, 1e-1, 1.0)
+    shuffles: Count = 3
+    max_rows: Count = 800
+
+
+class ScoreConfig(Section):
+    """What the scorecard measures; ``headline`` names the measures of the one-line verdict."""
+
+    probes: ProbeConfig = ProbeConfig()
+    junk_controls: Annotated[int, Field(ge=20)] = 20
+    draws: Annotated[int, Field(ge=199)] = 1999
+
+
+class ArmsConfig(Section):
+    """Which control arms a run trains besides the stages themselves.
+
+    ``twins`` and ``placebo_alphas`` are noise levels of their own; a control at a level that ``noise.alphas`` also
+    has is the one to compare with.
+    """
+
+    twins: tuple[Share, ...] = (0.4,)
+    unlearn_and_distill: bool = True
+    second_seed: bool = False
+    placebo_alphas: tuple[Share, ...] = ()
+    placebo_rmu: bool = True
+    noise_seeds: Count = 1
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        _refuse_twice("arms.twins", self.twins)
+        _refuse_twice("arms.placebo_alphas", self.placebo_alphas)
+        return self
+
+
+class RunConfig(Section):
+    """Everything a run is. A saved config is a valid config."""
+
+    format: Literal[1] = FORMAT
+    name: str = "custom"
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    precision: Literal["no", "bf16"] = "no"
+    threads: Count = 1
+    task: ArithmeticConfig = ArithmeticConfig()
+    model: ModelConfig = ModelConfig()
+    original: FitConfig = FitConfig(steps=1600, batch_size=128, learning_rate=2e-3)
+    unlearn: UnlearnConfig = UnlearnConfig()
+    noise: NoiseConfig = NoiseConfig()
+    distill: DistillConfig = DistillConfig()
+    attack: AttackConfig = AttackConfig()
+    score: ScoreConfig = ScoreConfig()
+    arms: ArmsConfig = ArmsConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.unlearn.rmu.layer >= self.model.n_layers:
+            raise ValueError(
+                f"unlearn.rmu.layer is {self.unlearn.rmu.layer}, but the model has layers 0..{self.model.n_layers - 1}"
+            )
+        return self
+
+
+TINY = RunConfig(name="tiny")
+# every arm of the controls; about 40 minutes on two cores
+SMALL = RunConfig(
+    name="small",
+    model=ModelConfig(n_layers=4),
+    original=FitConfig(steps=1800, batch_size=128, learning_rate=2e-3),
+    noise=NoiseConfig(alphas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
+    attack=AttackConfig(seeds=2),
+    arms=ArmsConfig(
+        twins=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+        second_seed=True,
+        placebo_alphas=(0.4, 0.8),
+        noise_seeds=2,
+    ),
+)
+# seconds, to see that everything runs; its numbers mean nothing
+SMOKE = RunConfig(
+    name="smoke",
+    task=ArithmeticConfig(add_max=12, mul_max=8),
+    model=ModelConfig(d_model=32, n_heads=2, d_mlp=64),
+    original=FitConfig(steps=40, batch_size=64, eval_every=20),
+    unlearn=UnlearnConfig(
+        maxent=MaxEntConfig(steps=10, batch_size=32),
+        graddiff=GradDiffConfig(steps=10, batch_size=32),
+        rmu=RMUConfig(steps=10, batch_size=32),
+    ),
+    noise=NoiseConfig(alphas=(0.4, 0.8)),
+    distill=DistillConfig(steps=20, batch_size=32, eval_every=10),
+    attack=AttackConfig(learning_rates=(3e-4, 1e-3, 3e-3), steps=10, eval_steps=(0, 5, 10), max_extensions=0),
+    score=ScoreConfig(probes=ProbeConfig(folds=3, shuffles=1, max_rows=120), draws=199),
+)
+PRESETS: dict[str, RunConfig] = {"tiny": TINY, "small": SMALL, "smoke": SMOKE}
+
+
+def preset(name: str, *overrides: str) -> RunConfig:
+    """A named configuration with dotted overrides, for example ``preset("tiny", "noise.alphas=[0.4]")``.
+
+    Raises:
+        UndoProbeError: no such preset, or an override that does not fit; near-misses are named.
+    """
+    if name not in PRESETS:
+        raise UndoProbeError(
+            f"there is no preset {name!r}{_near(name, list(PRESETS))}: the presets are {', '.join(PRESETS)}"
+        )
+    return override(PRESETS[name], *overrides)
+
+
+def load_config(source: str | Path, *overrides: str) -> RunConfig:
+    """A configuration from a TOML or JSON file (or a preset's name) with dotted overrides.
+
+    A file may start from a preset with ``extends = "tiny"``.
+
+    Raises:
+        UndoProbeError: the file is missing or unreadable, a key is unknown, a value does not fit.
+    """
+    path = Path(source)
+    if str(source) in PRESETS and not path.is_file():
+        return preset(str(source), *overrides)
+    values = upgrade(_read(path), str(path))
+    base = values.pop("extends", None)
+    if base is not None:
+        start = preset(str(base)).model_dump(mode="json")
+        values = _merge(start, {"name": path.stem, **values})
+    return override(_validate(values, str(path)), *overrides)
+
+
+def override(config: RunConfig, *assignments: str) -> RunConfig:
+    """The configuration with ``a.b=value`` assignments applied; values are JSON, or plain text."""
+    values = config.model_dump(mode="json")
+    for assignment in assignments:
+        path, sign, text = assignment.partition("=")
+        if not sign or not path:
+            raise UndoProbeError(
+                f"{assignment!r} is no override: write section.key=value, for example noise.beta=0.05"
+            )
+        _assign(values, path.strip().split("."), _value(text), assignment)
+    return _validate(values, "the overrides") if assignments else config
+
+
+def upgrade(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Brings a configuration of an older format to the present one, a named function a step."""
+    found = values.get("format", FORMAT)
+    if found != FORMAT:
+        raise UndoProbeError(
+            f"{where} has format {found!r}; this undo_probe reads format {FORMAT}: install a newer one"
+        )
+    return values
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """``key: old -> new`` for every setting in which two configurations differ."""
+    flat_old, flat_new = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    keys = dict.fromkeys([*flat_old, *flat_new])
+    return [
+        f"{key}: {json.dumps(flat_old.get(key))} -> {json.dumps(flat_new.get(key))}"
+        for key in keys
+        if flat_old.get(key) != flat_new.get(key)
+    ]
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        near = _near(str(path), list(PRESETS))
+        raise UndoProbeError(
+            f"there is no file and no preset {str(path)!r}{near}: give a .toml or .json file, or one of "
+            f"{', '.join(PRESETS)}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UndoProbeError(
+            f"{path} cannot be read ({error}): expected a UTF-8 .toml or .json file"
+        ) from error
+    try:
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise UndoProbeError(f"{path} is not valid {kind}: {error}") from error
+    except RecursionError as error:
+        raise UndoProbeError(f"{path} is nested too deeply to be a configuration") from error
+    if not isinstance(values, dict):
+        raise UndoProbeError(f"{path} holds a {type(values).__name__}: expected a table of settings")
+    return values
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any, assignment: str) -> None:
+    place: Any = values
+    for depth, part in enumerate(path):
+        if not isinstance(place, dict) or part not in place:
+            known = list(place) if isinstance(place, dict) else []
+            where = ".".join(path[:depth]) or "the configuration"
+            raise UndoProbeError(
+                f"{assignment!r}: {where} has no key {part!r}{_near(part, known)}"
+                + (f" (it has {', '.join(known)})" if known else "")
+            )
+        if depth < len(path) - 1:
+            place = place[part]
+    place[path[-1]] = value
+
+
+def _near(name: str, known: list[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _validate(values: dict[str, Any], where: str) -> RunConfig:
+    try:
+        # as JSON, whose lists may be tuples even when true may not be 1, nor "3" a number
+        return RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        problems = [_problem(item) for item in error.errors()]
+        lead = f"{where}: " if len(problems) == 1 else f"{where} has {len(problems)} problems: "
+        raise UndoProbeError(lead + "; ".join(problems)) from None
+
+
+def _problem(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"]) or "the configuration"
+    if item["type"] == "extra_forbidden":
+        parent: Any = RunConfig
+        for part in item["loc"][:-1]:
+            parent = parent.model_fields[part].annotation
+        return f"unknown key {place!r}{_near(str(item['loc'][-1]), list(parent.model_fields))}"
+    message = item["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return f"{place} is {json.dumps(item['input'], default=str)[:80]}: {message}" if item["loc"] else message

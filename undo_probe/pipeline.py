@@ -1,0 +1,411 @@
+"""The pipeline: ORIGINAL -> UNLEARNED -> NOISED -> DISTILLED, with both oracles beside it.
+
+``run_undo`` reads like the paper's first figure: :func:`plan` lists every model of a run, in order, with its
+parents; each is computed once and kept in the stage store before anything that needs it starts.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from undo_probe.config import (
+    DistillConfig,
+    FitConfig,
+    ModelConfig,
+    RunConfig,
+    UnlearnConfig,
+    differences,
+    load_config,
+)
+from undo_probe.errors import UndoProbeError
+from undo_probe.files import FolderLock, digest, read_json, write_json
+from undo_probe.jobs import Job, default_workers, run_jobs, values_of
+from undo_probe.models import HookedTransformer
+from undo_probe.randomness import derive_seed
+from undo_probe.records import Arm
+from undo_probe.stages import StageResult, unlearn
+from undo_probe.stages import distill as distilling
+from undo_probe.stages import noise as noising
+from undo_probe.stages import pretrain as pretraining
+from undo_probe.store import Run, Store, environment, read_manifest, write_manifest
+from undo_probe.tasks import Task, build_task
+from undo_probe.training import Context, resolve_device
+
+Models = list[HookedTransformer]
+UNTIL = ("original", "unlearned", "noised", "distilled")
+Progress = Callable[[str, int, int | None, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model to make: which arm it is, how, and from which other arms (by name, in order)."""
+
+    arm: Arm
+    kind: str
+    settings: dict[str, Any]
+    seed: int
+    parents: tuple[str, ...] = ()
+    until: str = "original"
+
+
+def _fresh(settings: dict[str, Any], parents: Models, task: Task, context: Context) -> StageResult:
+    return pretraining.fresh(task, ModelConfig(**settings["model"]), context)
+
+
+def _pretrain(settings: dict[str, Any], parents: Models, task: Task, context: Context) -> StageResult:
+    shape, fit = ModelConfig(**settings["model"]), FitConfig(**settings["fit"])
+    return pretraining.pretrain(task, shape, fit, settings["mixture"], context)
+
+
+def _unlearn(settings: dict[str, Any], parents: Models, task: Task, context: Context) -> StageResult:
+    section = type(getattr(UnlearnConfig(), settings["method"]))
+    return unlearn.METHODS[settings["method"]](parents[0], task, section(**settings["fit"]), context)
+
+
+def _noise(settings: dict[str, Any], parents: Models, task: Task, context: Context) -> StageResult:
+    return noising.noise(parents[0], settings["alpha"], settings["beta"], context.seed, settings["gains"])
+
+
+def _distill(settings: dict[str, Any], parents: Models, task: Task, context: Context) -> StageResult:
+    return distilling.distill(parents[0], parents[1], task, DistillConfig(**settings["fit"]), context)
+
+
+Runner = Callable[[dict[str, Any], Models, Task, Context], StageResult]
+# kind -> (function, version): raise the version when a stage's numbers change
+KINDS: dict[str, tuple[Runner, int]] = {
+    "fresh": (_fresh, pretraining.VERSION),
+    "pretrain": (_pretrain, pretraining.VERSION),
+    "unlearn": (_unlearn, unlearn.VERSION),
+    "noise": (_noise, noising.VERSION),
+    "distill": (_distill, distilling.VERSION),
+}
+_QUICK = ("fresh", "noise")  # done in this process: starting a worker costs more
+
+
+def plan(config: RunConfig) -> list[Step]:
+    """Every model of a run, parents before children."""
+    return [*_references(config), *_unlearned(config), *_students(config)]
+
+
+def _step(
+    config: RunConfig, arm: Arm, kind: str, settings: dict, parents: tuple = (), purpose: str = ""
+) -> Step:
+    """A step with its derived seed; ``purpose`` names the stream that arms share (one batch order a sweep)."""
+    seed = derive_seed(config.seed, kind, purpose or arm.name)
+    trained = {"precision": config.precision} if kind not in _QUICK else {}
+    arm = replace(arm, seed=config.seed)
+    return Step(
+        arm, kind, {**settings, **trained}, seed, parents, arm.stage if arm.stage in UNTIL else "original"
+    )
+
+
+def _references(config: RunConfig) -> list[Step]:
+    """The original, both oracles (same number of retain tokens as the original), the random floor."""
+    model = config.model.model_dump(mode="json")
+    fit = config.original.model_dump(mode="json")
+    # half of the original's rows are retain rows
+    half = {**fit, "steps": max(1, fit["steps"] // 2)} if fit["steps"] else fit
+    trained = [("original", "pretrain", fit), ("oracle", "retain", half), ("oracle_matched", "matched", fit)]
+    steps = []
+    for variant in ("", "b") if config.arms.second_seed else ("",):
+        for stage, mixture, schedule in trained:
+            if variant and stage == "oracle_matched":
+                continue
+            settings = {"model": model, "fit": schedule, "mixture": mixture}
+            steps.append(_step(config, Arm(stage, variant=variant), "pretrain", settings))
+    return [*steps, _step(config, Arm("random"), "fresh", {"model": model})]
+
+
+def _unlearned(config: RunConfig) -> list[Step]:
+    """The teacher, the methods beside it, and placebos: the same methods on the oracle."""
+    steps = []
+    for method in dict.fromkeys((config.unlearn.method, *config.unlearn.also)):
+        settings = {"method": method, "fit": getattr(config.unlearn, method).model_dump(mode="json")}
+        steps.append(_step(config, Arm("unlearned", method), "unlearn", settings, ("original",)))
+        wanted = method == "rmu" and config.arms.placebo_rmu
+        if wanted or (method == config.unlearn.method and config.arms.placebo_alphas):
+            arm = Arm("unlearned", method, variant="placebo")
+            # its own seed: a placebo that shared RMU's control vector would be no control
+            steps.append(_step(config, arm, "unlearn", settings, ("oracle",)))
+    return steps
+
+
+def _students(config: RunConfig) -> list[Step]:
+    """Noised and distilled models: the sweep over alpha, its twins and placebos, and the fresh student.
+
+    Within the sweep all but alpha and the step at which the stop rule fires is fixed: noise draw, batch
+    order, peak rate and the schedule in absolute steps.
+    """
+    method, arms = config.unlearn.method, config.arms
+    teacher = Arm("unlearned", method).name
+    families = [
+        ("" if n == 0 else f"noise {n + 1}", teacher, config.noise.alphas) for n in range(arms.noise_seeds)
+    ]
+    families.append(("twin", "original", arms.twins))
+    families.append(("placebo", Arm("unlearned", method, variant="placebo").name, arms.placebo_alphas))
+    fit = config.distill.model_dump(mode="json")
+    steps = []
+    for variant, taught_by, alphas in families:
+        draw = variant if variant.startswith("noise") else "noise 1"
+        for alpha in alphas:
+            settings = {"alpha": alpha, "beta": config.noise.beta, "gains": config.noise.gains}
+            noised = Arm("noised", method, alpha, variant=variant)
+            steps.append(_step(config, noised, "noise", settings, (taught_by,), purpose=draw))
+            student = replace(noised, stage="distilled")
+            steps.append(
+                _step(config, student, "distill", {"fit": fit}, (noised.name, taught_by), purpose="distill")
+            )
+    if arms.unlearn_and_distill:
+        student = Arm("distilled", method, variant="fresh")
+        steps.append(_step(config, student, "distill", {"fit": fit}, ("random", teacher), purpose="distill"))
+    return steps
+
+
+def stage_identity(step: Step, parent_keys: list[str], fingerprint: str) -> dict[str, Any]:
+    """What a stage's store key is the hash of."""
+    return {
+        "kind": step.kind,
+        "version": KINDS[step.kind][1],
+        "settings": step.settings,
+        "seed": step.seed,
+        "parents": parent_keys,
+        "task": fingerprint,
+    }
+
+
+def run_stage(
+    step: Step, what: dict[str, Any], config: RunConfig, store_folder: str, report: Any = None
+) -> str:
+    """Computes one stage and stores it; called in worker processes. Returns the key."""
+    store = Store(store_folder)
+    key = store.key(what)
+    if key in store:
+        return key
+    parents = [store.model(parent) for parent in what["parents"]]
+    task = build_task(config.task, split_seed(config))
+    folder = None if step.kind in _QUICK else store.work(key)
+    device = resolve_device(config.device)
+    context = Context(step.seed, device, config.precision, config.threads, folder, report=report)
+    settings = {name: value for name, value in step.settings.items() if name != "precision"}
+    result = KINDS[step.kind][0](settings, parents, task, context)
+    if report is not None:
+        report(1, 1)
+    return store.write(
+        step.kind,
+        what,
+        model=result.model,
+        tensors=result.tensors,
+        rows=result.rows,
+        ledger=result.ledger,
+        stopped=result.stopped,
+    )
+
+
+def split_seed(config: RunConfig) -> int:
+    """The seed that divides families between splits."""
+    return derive_seed(config.seed, "split")
+
+
+def run_undo(
+    config: RunConfig,
+    folder: str | Path,
+    *,
+    until: str = "distilled",
+    workers: int | None = None,
+    store: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Makes every model of a run; what is already in the store is loaded, what was cut short continues.
+
+    Args:
+        config: what the run is.
+        folder: the run folder; made if missing. One process works in it at a time.
+        until: last stage to make: original, unlearned, noised or distilled.
+        workers: processes; results do not depend on it. One a core by default.
+        store: the stage store; ``folder/store`` by default. Runs may share one.
+        progress: called as ``progress(name, step, total, numbers)``.
+
+    Raises:
+        UndoProbeError: the folder holds a run of another configuration or is in use, an input is wrong, a
+            stored checkpoint is damaged.
+    """
+    if until not in UNTIL:
+        raise UndoProbeError(f"until is {until!r}: expected one of {', '.join(UNTIL)}")
+    folder = Path(folder)
+    with FolderLock(folder):
+        _check_folder(folder, config)
+        kept = Store(folder / "store" if store is None else store)
+        task = build_task(config.task, split_seed(config))
+        every = plan(config)
+        steps = [step for step in every if UNTIL.index(step.until) <= UNTIL.index(until)]
+        keys = _keys(every, task)
+        write_json(folder / "config.json", config.model_dump(mode="json"))
+        _compute(steps, keys, config, kept, workers or default_workers(), progress)
+        # an earlier call may have gone further than this one: what it made stays in the run
+        before = _unchanged(_manifest(folder), keys, kept)
+        made = [step for step in every if step in steps or step.arm.name in before]
+        _write_manifest(folder, config, made, keys, kept, task)
+    return Run(folder)
+
+
+def load_run(folder: str | Path) -> Run:
+    """Opens a run folder; see :class:`undo_probe.store.Run`."""
+    return Run(folder)
+
+
+def _check_folder(folder: Path, config: RunConfig) -> None:
+    if not (folder / "config.json").is_file():
+        return
+    changed = differences(load_config(folder / "config.json"), config)
+    if changed:
+        more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
+        raise UndoProbeError(
+            f"{folder} holds a run of another configuration: {'; '.join(changed[:3])}{more}. "
+            "Choose another folder, or give the settings that this one was made with."
+        )
+
+
+def _keys(steps: list[Step], task: Task) -> dict[str, dict[str, Any]]:
+    """Arm name to what its key is the hash of, in order."""
+    what: dict[str, dict[str, Any]] = {}
+    for step in steps:
+        parents = [Store.key(what[parent]) for parent in step.parents]
+        what[step.arm.name] = stage_identity(step, parents, task.fingerprint)
+    return what
+
+
+def _compute(
+    steps: list[Step],
+    what: dict[str, dict[str, Any]],
+    config: RunConfig,
+    store: Store,
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    """Runs whatever is missing, in waves of stages whose parents are there; the longest of a wave first."""
+    key = {name: Store.key(identity) for name, identity in what.items()}
+    for step in steps:
+        if key[step.arm.name] in store:
+            store.verify(key[step.arm.name])
+    waiting = [step for step in steps if key[step.arm.name] not in store]
+    if progress is not None:
+        for step in waiting:
+            progress(step.arm.name, 0, None, {"cost": _expected_cost(step)})
+    while waiting:
+        ready = [step for step in waiting if all(key[parent] in store for parent in step.parents)]
+        quick = [step for step in ready if step.kind in _QUICK]
+        for step in quick:
+            run_stage(step, what[step.arm.name], config, str(store.folder))
+            if progress is not None:
+                progress(step.arm.name, 1, 1, {})
+        if not quick:
+            ready.sort(key=_expected_cost, reverse=True)
+            jobs = [
+                Job(s.arm.name, run_stage, (s, what[s.arm.name], config, str(store.folder))) for s in ready
+            ]
+            values_of(run_jobs(jobs, workers, on_event=progress, threads=config.threads))
+        waiting = [step for step in waiting if key[step.arm.name] not in store]
+
+
+def _expected_cost(step: Step) -> float:
+    """Steps times batch; a distillation is thought to run longer the more its student has lost."""
+    if step.kind in _QUICK:
+        return 1.0
+    fit = step.settings["fit"]
+    lost = 1.0 if step.arm.alpha is None or step.kind != "distill" else step.arm.alpha**2
+    return fit["steps"] * fit["batch_size"] * lost
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return read_manifest(folder) if (folder / "run.json").is_file() else {}
+
+
+def _unchanged(manifest: dict[str, Any], what: dict[str, Any], store: Store) -> set[str]:
+    """Names of a manifest's arms that would get the same key today and are in the store."""
+    key = {name: Store.key(identity) for name, identity in what.items()}
+    return {
+        arm["name"]
+        for arm in manifest.get("arms", [])
+        if key.get(arm["name"]) == arm["key"] and arm["key"] in store
+    }
+
+
+def _write_manifest(
+    folder: Path, config: RunConfig, steps: list[Step], what: dict[str, Any], store: Store, task: Task
+) -> None:
+    """``run.json``: arms with their keys and hashes, versions, task counts; kept parts of older manifests stay."""
+    old = _manifest(folder)
+    same = _unchanged(old, what, store)
+    arms = []
+    for step in steps:
+        key = Store.key(what[step.arm.name])
+        entry = store.entry(key)
+        arm = replace(step.arm, checkpoint=entry.model or "")
+        arms.append(
+            {
+                **arm.columns(),
+                "name": arm.name,
+                "label": arm.label,
+                "key": key,
+                "parents": list(step.parents),
+                "stopped": entry.stopped,
+                "steps": entry.ledger.steps,
+            }
+        )
+    manifest = {
+        "format": 1,
+        "name": config.name,
+        "seed": config.seed,
+        "config": digest(read_json(folder / "config.json")),
+        "split_seed": split_seed(config),
+        "store": os.path.relpath(store.folder, folder),
+        "device": resolve_device(config.device),
+        "threads": config.threads,
+        "versions": environment(),
+        "git": _git_state(),
+        "task": {"fingerprint": task.fingerprint, "chance": task.chance(), "counts": _counts(task)},
+        "arms": arms,
+        "attacks": [a for a in old.get("attacks", []) if a["arm"] in same and a["key"] in store],
+        "measured": old.get("measured", []),
+    }
+    write_manifest(folder, manifest)
+    ledger = [
+        {"arm": arm["name"], "label": arm["label"], **_arm_columns(arm), **_ledger(store, arm["key"])}
+        for arm in arms
+    ]
+    write_json(folder / "ledger.json", ledger)
+
+
+def _arm_columns(arm: dict[str, Any]) -> dict[str, Any]:
+    return {name: arm[name] for name in ("stage", "method", "alpha", "variant")}
+
+
+def _ledger(store: Store, key: str) -> dict[str, Any]:
+    entry = store.entry(key)
+    return {**entry.ledger.to_dict(), "stopped": entry.stopped}
+
+
+def _counts(task: Task) -> dict[str, dict[str, int]]:
+    from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS
+
+    sets = {name: task.rows(name) for name in (*FORGET_SPLITS, *RETAIN_SPLITS)}
+    return {name: {"rows": len(part), "families": len(set(part.families))} for name, part in sets.items()}
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and dirty flag of the checkout this package lies in, or None."""
+    import subprocess
+
+    def git(*words: str) -> str:
+        here = Path(__file__).parent
+        done = subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,86 @@
+"""One configuration over several seeds: readings by seed, and claims with seeds as the unit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from undo_probe import intervals
+from undo_probe.attacks.relearn import attack
+from undo_probe.config import RunConfig, override
+from undo_probe.errors import UndoProbeError
+from undo_probe.pipeline import run_undo
+from undo_probe.scorecard import score
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ENOUGH = 6
+"""Seeds from which a claim may be said to hold: with 3, a sign-flip test cannot go below p = .25."""
+
+
+def replicate(
+    config: RunConfig, seeds: Sequence[int], folder: str | Path, workers: int | None = None
+) -> "pd.DataFrame":
+    """Runs, attacks and scores the configuration once a seed, each in ``folder/SEED``.
+
+    What is done already is loaded, so more seeds can be added later.
+
+    Returns:
+        All readings, with columns ``arm`` (its name) and ``inner`` (the layer chosen on D in that run).
+    """
+    import pandas as pd
+
+    tables = []
+    for seed in seeds:
+        run = run_undo(override(config, f"seed={seed}"), Path(folder) / str(seed), workers=workers)
+        card = score(attack(run, workers=workers), workers=workers)
+        names = [reading.arm.name for reading in card.readings]
+        tables.append(card.table().assign(arm=names, inner=card.verdict["inner_layer"]))
+    return pd.concat(tables, ignore_index=True)
+
+
+def by_seed(readings: "pd.DataFrame", asked: str) -> "pd.DataFrame":
+    """The values of the readings that a query picks: one line a seed, one column an arm.
+
+    Raises:
+        UndoProbeError: the query picks nothing, or several readings of one arm and seed.
+    """
+    found = readings.query(asked)
+    if found.empty or found.duplicated(["seed", "arm"]).any():
+        which = "no reading" if found.empty else "several readings of one arm and seed"
+        raise UndoProbeError(f"the query {asked!r} picks {which}: name measure, task_split, subset and layer")
+    table = found.pivot(index="seed", columns="arm", values="value")
+    return table.reindex(columns=list(dict.fromkeys(found["arm"])))
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A paired difference between two arms over seeds."""
+
+    high: str
+    low: str
+    interval: intervals.Interval
+    p_value: float
+
+    @property
+    def verdict(self) -> str:
+        """In words; with too few seeds no claim is made."""
+        if self.interval.n < ENOUGH:
+            return f"points only (fewer than {ENOUGH} seeds)"
+        return "holds" if self.interval.low > 0 else "does not hold"
+
+    def __str__(self) -> str:
+        """One line with difference, interval, p and verdict."""
+        found = self.interval
+        return (
+            f"{self.high} - {self.low}: {found.value:.3f} [{found.low:.3f}, {found.high:.3f}], "
+            f"sign-flip p {self.p_value:.3f}, n = {found.n} seeds: {self.verdict}"
+        )
+
+
+def contrast(frame: "pd.DataFrame", high: str, low: str) -> Contrast:
+    """Student's interval and exact sign-flip test of ``high - low``, paired over the seeds of :func:`by_seed`."""
+    difference = (frame[high] - frame[low]).to_numpy(dtype=float)
+    found = intervals.t_interval(difference)
+    return Contrast(high, low, found, intervals.sign_flip_test(difference).p_value)

@@ -1,0 +1,118 @@
+"""One self-contained page from a run folder: files in, HTML out, nothing recomputed and nothing fetched."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from undo_probe import figures, files
+from undo_probe.errors import UndoProbeError
+from undo_probe.figures import Figure
+from undo_probe.figures.figure import POLICY, plotly_source, script_json, table_html
+from undo_probe.figures.look import NIGHT
+from undo_probe.report import sections
+from undo_probe.report.folder import RunFiles, read_run
+from undo_probe.report.verdict import verdict
+
+LARGEST = 8 * 2**20
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure of the page, or the sentence that says why it is not there."""
+
+    figure: Figure | None
+    why_not: str = ""
+
+
+def write_report(run_or_folder: object, path: str | os.PathLike[str] | None = None) -> Path:
+    """Write the report of a run.
+
+    Args:
+        run_or_folder: The path of a run folder, or anything with a ``folder``.
+        path: Where to write; ``report.html`` in the run folder if not given.
+
+    Returns:
+        The path written to.
+    """
+    run = read_run(run_or_folder)
+    given = getattr(run_or_folder, "folder", run_or_folder)
+    target = Path(path) if path is not None else Path(str(given)) / "report.html"
+    page = render(run)
+    if len(page.encode()) > LARGEST:
+        raise UndoProbeError(
+            f"the report would be {len(page.encode()) / 2**20:.1f} MiB, over the limit of {LARGEST // 2**20}: "
+            f"the run has {len(run.run.get('arms') or [])} arms; report on a run with fewer"
+        )
+    files.write_text(target, page)
+    return target
+
+
+def render(run: RunFiles) -> str:
+    """The page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["table"] = lambda table: Markup(table_html(table))  # noqa: S704
+    environment.filters["coded"] = _coded
+    costs = sections.costs(run.ledger)
+    return environment.get_template("report.html").render(
+        run=run,
+        verdict=verdict(run.readings, run.run, run.card),
+        lead=sections.lead(run.readings),
+        diagram=sections.diagram(run.readings),
+        shown=_figures(run),
+        summary=sections.summary_table(run.readings),
+        strata=sections.strata_table(run.readings),
+        costs=costs,
+        totals=sections.total_cost(costs),
+        biggest=max((cost.share for cost in costs), default=0.0) or 1.0,
+        settings=sections.flat(run.config),
+        facts=sections.provenance(run),
+        models=sections.models(run),
+        policy=POLICY,
+        night=Markup(script_json(NIGHT)),  # noqa: S704
+        plotly=Markup(plotly_source()),  # noqa: S704
+        spec=lambda figure: Markup(figure.spec()),  # noqa: S704
+    )
+
+
+def _coded(text: str) -> str:
+    """Text with what stands between backticks set as code."""
+    from markupsafe import Markup, escape
+
+    parts = [
+        Markup("<code>{}</code>").format(part) if at % 2 else escape(part)
+        for at, part in enumerate(text.split("`"))
+    ]
+    return Markup("").join(parts)
+
+
+def _figures(run: RunFiles) -> dict[str, Shown]:
+    curves, readings = run.curves, run.readings
+    makers: dict[str, Callable[[], Figure]] = {
+        "relearning": lambda: figures.relearning(curves, readings),
+        "attacks": lambda: figures.attacks(curves),
+        "tradeoff": lambda: figures.tradeoff(readings),
+        "bits": lambda: figures.probes(readings),
+        "bits_retain": lambda: figures.probes(readings, task_split="retain"),
+        "accuracy": lambda: figures.probes(readings, "accuracy"),
+        "accuracy_retain": lambda: figures.probes(readings, "accuracy", "retain"),
+        "drift_layers": lambda: figures.drift_layers(readings),
+        "drift_positions": lambda: figures.drift_positions(readings),
+        "junk": lambda: figures.junk(readings),
+        "training": lambda: figures.training(curves),
+    }
+    return {name: _shown(make) for name, make in makers.items()}
+
+
+def _shown(make: Callable[[], Figure]) -> Shown:
+    try:
+        return Shown(make())
+    except UndoProbeError as error:
+        return Shown(None, str(error))

@@ -1,0 +1,71 @@
+"""What the output-level methods share: one forget and one retain batch a step, in one forward pass."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from undo_probe import losses
+from undo_probe.config import FitConfig
+from undo_probe.models import HookedTransformer, flops_per_token
+from undo_probe.stages import StageResult
+from undo_probe.stages.pretrain import accuracy_rows
+from undo_probe.tasks import Batch, Task
+from undo_probe.training import Context, Cost, Loss, Watch, fit
+
+ForgetLoss = Callable[[Tensor, Batch], Tensor]
+
+
+def two_batches(task: Task, settings: FitConfig, context: Context, step: int) -> tuple[Batch, Batch]:
+    """The forget and the retain batch of a step, on the device."""
+    pair = []
+    for mixture in ("unlearn", "retain"):
+        batch = task.batch(mixture, settings.batch_size, context.seed, step)
+        pair.append(Batch(batch.tokens.to(context.device), batch.answer_mask.to(context.device)))
+    return pair[0], pair[1]
+
+
+def step_cost(
+    model: HookedTransformer, task: Task, settings: FitConfig, teacher_forwards: float = 0.0
+) -> Cost:
+    """Cost of a step over one forget and one retain batch; ``teacher_forwards`` in batches of rows."""
+    tokens = settings.batch_size * task.n_ctx * settings.accumulate
+    per_token = flops_per_token(model, task.n_ctx)
+    return Cost((6 + teacher_forwards) * tokens * per_token, 2 * tokens, tokens)
+
+
+def forget_and_retain(
+    model: HookedTransformer,
+    task: Task,
+    settings: FitConfig,
+    retain_weight: float,
+    context: Context,
+    forget_loss: ForgetLoss,
+) -> StageResult:
+    """Minimises ``forget_loss + retain_weight * cross-entropy(retain)``."""
+
+    def loss(student: torch.nn.Module, step: int) -> Tensor:
+        forget, retain = two_batches(task, settings, context, step)
+        logits = student(torch.cat([forget.tokens, retain.tokens]), return_type="logits")
+        on_forget, on_retain = logits.split([len(forget.tokens), len(retain.tokens)])
+        kept = losses.next_token(on_retain, retain.tokens, retain.answer_mask)
+        return forget_loss(on_forget, forget) + retain_weight * kept
+
+    return run(model, task, settings, context, loss)
+
+
+def run(
+    model: HookedTransformer,
+    task: Task,
+    settings: FitConfig,
+    context: Context,
+    loss: Loss,
+    trainable: Callable[[str], bool] | None = None,
+) -> StageResult:
+    """Trains with the shared history and ledger of unlearning stages."""
+    watch = Watch(
+        lambda student, step: accuracy_rows(student, task), lambda step: step % settings.eval_every == 0
+    )
+    cost = step_cost(model, task, settings)
+    done = fit(model, settings, loss, context, watch=watch, cost=cost, trainable=trainable)
+    return StageResult(done.model, rows=done.rows, ledger=done.ledger, stopped=done.stopped)

@@ -1,0 +1,217 @@
+"""Arithmetic: keep addition and subtraction, forget multiplication and division.
+
+Operand ranges are those of the UNDO paper's data generator (arXiv 2506.06278): sums and differences over
+1..50, products and quotients over 1..20. A row is ``a op b=c;``, one character a token, ``a`` right-aligned
+in three places and ``b`` in two, so that every prompt ends at the same position.
+"""
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from undo_probe.config import ArithmeticConfig
+from undo_probe.errors import UndoProbeError
+from undo_probe.files import digest
+from undo_probe.randomness import derive_seed, generator
+from undo_probe.tasks.protocol import Batch, TokenSet
+
+VOCABULARY: tuple[str, ...] = tuple("0123456789+-*/=; ")
+_ID = {character: index for index, character in enumerate(VOCABULARY)}
+_PROMPT, _ANSWER = 7, 4
+FORGET, RETAIN = ("*", "/"), ("+", "-")
+FORGET_SETS = ("T", "V", "W", "D")
+
+MIXTURES: dict[str, tuple[str, ...]] = {
+    "pretrain": ("retain_train", "forget_T", "forget_V", "forget_W", "forget_D"),
+    "matched": ("retain_train", "forget_T", "forget_V", "forget_W", "forget_D"),
+    "retain": ("retain_train",),
+    "unlearn": ("forget_T", "forget_V", "forget_D"),
+    "distill": ("retain_train", "forget_T", "forget_V", "forget_D"),
+    "attack": ("forget_T",),
+}
+
+
+class ArithmeticTask:
+    """The arithmetic task with its splits drawn from ``seed``.
+
+    A family holds every row that follows from one fact: ``a x b``, ``b x a`` and both quotients, or
+    ``a + b``, ``b + a`` and the differences that undo them. Families are never divided between splits.
+    """
+
+    name: str = "arithmetic"
+    d_vocab: int = len(VOCABULARY)
+    n_ctx: int = _PROMPT + _ANSWER
+    vocabulary: tuple[str, ...] = VOCABULARY
+    forget_operations: tuple[str, ...] = FORGET
+    retain_operations: tuple[str, ...] = RETAIN
+    probe_targets: tuple[str, ...] = ("first_digit", "tens", "units")
+
+    def __init__(self, config: ArithmeticConfig, seed: int) -> None:
+        """Builds all rows and splits.
+
+        Raises:
+            UndoProbeError: a split would be empty.
+        """
+        self.config = config
+        table = _table(config)
+        table["split"] = _split(table, config, seed)
+        self._sets = {str(name): _token_set(str(name), part) for name, part in table.groupby("split")}
+        missing = [name for name in _split_names() if name not in self._sets]
+        if missing:
+            raise UndoProbeError(
+                f"the split {missing[0]} is empty with these task settings: raise its share or the operand ranges "
+                f"(task.forget_shares={list(config.forget_shares)}, task.retain_held_out={config.retain_held_out})"
+            )
+        _check_disjoint(self._sets)
+        self._pools = {name: self._pool(name) for name in MIXTURES}
+        self.fingerprint = digest({"task": config.model_dump(mode="json"), "split_seed": seed, "rows": 1})
+
+    def rows(self, split: str) -> TokenSet:
+        """All rows of ``split``, in a fixed order."""
+        if split not in self._sets:
+            raise UndoProbeError(f"arithmetic has no split {split!r}: it has {', '.join(sorted(self._sets))}")
+        return self._sets[split]
+
+    def batch(self, mixture: str, size: int, seed: int, step: int) -> Batch:
+        """``size`` rows, the operations of the mixture drawn evenly, rows drawn with replacement."""
+        if mixture not in self._pools:
+            raise UndoProbeError(f"arithmetic has no mixture {mixture!r}: it has {', '.join(MIXTURES)}")
+        tokens, mask, starts, counts = self._pools[mixture]
+        draw = generator(seed, "batch", step)
+        operation = torch.randint(len(counts), (size,), generator=draw)
+        row = (
+            starts[operation]
+            + (torch.rand(size, generator=draw, dtype=torch.float64) * counts[operation]).long()
+        )
+        rows = tokens[row]
+        if mixture != "matched":
+            return Batch(rows, mask[row])
+        # oracle_matched: the prompt is seen, its answer is another row's, from the same operation
+        other = (
+            starts[operation]
+            + (torch.rand(size, generator=draw, dtype=torch.float64) * counts[operation]).long()
+        )
+        redrawn = torch.tensor([op in FORGET for op in self._operations(mixture)])[operation][:, None]
+        answers = torch.where(redrawn, tokens[other, _PROMPT:], rows[:, _PROMPT:])
+        masks = torch.where(redrawn, mask[other], mask[row])
+        return Batch(torch.cat([rows[:, :_PROMPT], answers], dim=1), masks)
+
+    def context_features(self, rows: TokenSet) -> np.ndarray:
+        """Operation and every operand digit of the prompt, one-hot."""
+        prompt = rows.tokens[:, : _PROMPT - 1]
+        hot = torch.nn.functional.one_hot(prompt, self.d_vocab).flatten(1).numpy().astype(np.float32)
+        return hot[:, hot.std(axis=0) > 0]
+
+    def chance(self) -> dict[str, float]:
+        """Accuracy of the best constant answer over all rows of each operation."""
+        labels = pd.concat([part.labels for part in self._sets.values()])
+        return {
+            str(op): float(part["result"].value_counts(normalize=True).iloc[0])
+            for op, part in labels.groupby("operation")
+        }
+
+    def decode(self, tokens: Int[Tensor, " pos"]) -> str:
+        """The characters of ``tokens``."""
+        return "".join(VOCABULARY[token] for token in tokens.tolist())
+
+    def _operations(self, mixture: str) -> tuple[str, ...]:
+        present = {op for name in MIXTURES[mixture] for op in self._sets[name].operations}
+        return tuple(op for op in (*RETAIN, *FORGET) if op in present)
+
+    def _pool(self, mixture: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows of a mixture ordered by operation, with each operation's start and count."""
+        parts = [self._sets[name] for name in MIXTURES[mixture]]
+        operation = np.concatenate([part.operations for part in parts])
+        tokens = torch.cat([part.tokens for part in parts])
+        mask = torch.cat([part.answer_mask for part in parts])
+        groups = [np.flatnonzero(operation == op) for op in self._operations(mixture)]
+        order = torch.from_numpy(np.concatenate(groups))
+        counts = torch.tensor([len(group) for group in groups])
+        return tokens[order], mask[order], counts.cumsum(0) - counts, counts
+
+
+def _split_names() -> list[str]:
+    return [f"forget_{name}" for name in FORGET_SETS] + ["retain_train", "retain_dev", "retain_test"]
+
+
+def _table(config: ArithmeticConfig) -> pd.DataFrame:
+    """Every row of the task with its family and stratum."""
+    lines = []
+    for a in range(1, config.add_max + 1):
+        for b in range(1, config.add_max + 1):
+            lines.append((a, "+", b, a + b, *sorted((a, b))))
+            if a >= b:
+                lines.append((a, "-", b, a - b, *sorted((b, a - b))))
+    for a in range(1, config.mul_max + 1):
+        for b in range(1, config.mul_max + 1):
+            lines.append((a, "*", b, a * b, *sorted((a, b))))
+            lines.append((a * b, "/", b, a, *sorted((a, b))))
+    table = pd.DataFrame(lines, columns=["a", "operation", "b", "result", "low", "high"])
+    side = np.where(table["operation"].isin(FORGET), "forget", "retain")
+    table["family"] = [
+        f"{s}:{low}:{high}" for s, low, high in zip(side, table["low"], table["high"], strict=True)
+    ]
+    table["subset"] = [_stratum(*key) for key in zip(side, table["low"], table["high"], strict=True)]
+    return table
+
+
+def _stratum(side: str, low: int, high: int) -> str:
+    """Strata of the forget side: what can be guessed, what addition already gives, and the rest by size."""
+    if side == "retain":
+        return "all"
+    if low == 1:
+        return "trivial"
+    if low == 2:
+        return "double"
+    return "below_100" if low * high < 100 else "from_100"
+
+
+def _split(table: pd.DataFrame, config: ArithmeticConfig, seed: int) -> np.ndarray:
+    """The split of each row, drawn by family."""
+    split = np.empty(len(table), dtype=object)
+    held = config.retain_held_out
+    plans = {
+        "forget": ([f"forget_{name}" for name in FORGET_SETS], config.forget_shares),
+        "retain": (["retain_train", "retain_dev", "retain_test"], (1 - 2 * held, held, held)),
+    }
+    for side, (names, shares) in plans.items():
+        mask = table["family"].str.startswith(side).to_numpy()
+        families = table.loc[mask, "family"].unique()
+        order = np.random.default_rng(derive_seed(seed, "split", side)).permutation(len(families))
+        edges = np.round(np.cumsum(shares) / np.sum(shares) * len(families)).astype(int)
+        place = np.searchsorted(edges, np.arange(len(families)), side="right")
+        chosen = {families[index]: names[place[rank]] for rank, index in enumerate(order)}
+        split[mask] = table.loc[mask, "family"].map(chosen).to_numpy()
+    return split
+
+
+def _token_set(name: str, table: pd.DataFrame) -> TokenSet:
+    """Rows as tokens: right-aligned operands, left-aligned answer, an end mark, then spaces."""
+    texts, answers = [], []
+    for a, op, b, result in zip(table["a"], table["operation"], table["b"], table["result"], strict=True):
+        answer = f"{result};"
+        texts.append(f"{a:>3}{op}{b:>2}={answer:<{_ANSWER}}")
+        answers.append(len(answer))
+    tokens = torch.tensor([[_ID[character] for character in text] for text in texts])
+    length = torch.tensor(answers)[:, None]
+    place = torch.arange(tokens.shape[1])[None]
+    mask = (place >= _PROMPT) & (place < _PROMPT + length)
+    names = ["operation", "family", "subset", "a", "b", "result"]
+    labels = pd.DataFrame({name: table[name].to_numpy() for name in names})
+    labels["first_digit"] = [int(str(result)[0]) for result in labels["result"]]
+    labels["tens"] = labels["result"] // 10 % 10
+    labels["units"] = labels["result"] % 10
+    return TokenSet(name, tokens, mask, _PROMPT - 1, labels)
+
+
+def _check_disjoint(sets: dict[str, TokenSet]) -> None:
+    """Two splits that share a family would let an attack teach what it claims to reveal."""
+    seen: dict[str, str] = {}
+    for name, part in sets.items():
+        for family in np.unique(part.families):
+            if seen.setdefault(family, name) != name:
+                raise UndoProbeError(
+                    f"the family {family} lies in {seen[family]} and in {name}: splits must be disjoint"
+                )

@@ -1,0 +1,123 @@
+"""The small protocol behind which every task hides its text."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from undo_probe.errors import UndoProbeError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORGET_SPLITS = ("forget_T", "forget_V", "forget_W", "forget_D")
+RETAIN_SPLITS = ("retain_train", "retain_dev", "retain_test")
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """Complete rows of one split: prompt, answer, padding.
+
+    ``answer_mask`` is True at the tokens of the answer, its end mark included. The answer's first token is
+    predicted at ``read_position``, the last token of the prompt; nothing after it is seen there.
+    ``labels`` has one line a row: ``operation``, ``family`` (the cluster of every interval), ``subset``
+    (stratum) and what probes are trained to read.
+    """
+
+    name: str
+    tokens: Int[Tensor, "row pos"]
+    answer_mask: Bool[Tensor, "row pos"]
+    read_position: int
+    labels: "pd.DataFrame"
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.tokens)
+
+    @property
+    def families(self) -> np.ndarray:
+        """The family of each row, shape (row,)."""
+        return self.labels["family"].to_numpy()
+
+    @property
+    def operations(self) -> np.ndarray:
+        """The operation (or relation) of each row, shape (row,)."""
+        return self.labels["operation"].to_numpy()
+
+    def select(self, keep: np.ndarray) -> "TokenSet":
+        """The rows where ``keep`` is True (or the rows of an index array), in order."""
+        rows = np.flatnonzero(keep) if keep.dtype == bool else keep
+        if not len(rows):
+            raise UndoProbeError(
+                f"no row of {self.name} is left: choose a selection that holds at least one row"
+            )
+        labels = self.labels.iloc[rows].reset_index(drop=True)
+        return TokenSet(self.name, self.tokens[rows], self.answer_mask[rows], self.read_position, labels)
+
+
+def join(name: str, *parts: TokenSet) -> TokenSet:
+    """Several splits as one, in order; all must read at the same position."""
+    import pandas as pd
+    import torch
+
+    positions = {part.read_position for part in parts}
+    if len(positions) != 1:
+        raise UndoProbeError(f"cannot join splits that read at different positions: {sorted(positions)}")
+    return TokenSet(
+        name,
+        torch.cat([part.tokens for part in parts]),
+        torch.cat([part.answer_mask for part in parts]),
+        positions.pop(),
+        pd.concat([part.labels for part in parts], ignore_index=True),
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows for one training step; ``answer_mask`` as in :class:`TokenSet`."""
+
+    tokens: Int[Tensor, "row pos"]
+    answer_mask: Bool[Tensor, "row pos"]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What a stage, an attack or a measure needs to know of a task.
+
+    Splits are ``forget_T`` (the attacker trains on it), ``forget_V`` (evaluated), ``forget_W`` (in
+    pretraining only), ``forget_D`` (hyper-parameters are chosen on it), ``retain_train``, ``retain_dev``
+    (stop rules look at it) and ``retain_test``. Mixtures are ``pretrain`` (everything), ``retain``,
+    ``matched`` (everything, with the forget answers redrawn), ``unlearn`` (T, V and D), ``distill`` (T, V, D
+    and retain) and ``attack`` (T).
+    """
+
+    name: str
+    d_vocab: int
+    n_ctx: int
+    vocabulary: tuple[str, ...]
+    fingerprint: str
+    forget_operations: tuple[str, ...]
+    retain_operations: tuple[str, ...]
+    probe_targets: tuple[str, ...]
+
+    def rows(self, split: str) -> TokenSet:
+        """All rows of a split."""
+        ...
+
+    def batch(self, mixture: str, size: int, seed: int, step: int) -> Batch:
+        """The batch of one step: a pure function of its arguments."""
+        ...
+
+    def context_features(self, rows: TokenSet) -> np.ndarray:
+        """What a reader of the prompt alone knows, one-hot, shape (row, feature)."""
+        ...
+
+    def chance(self) -> dict[str, float]:
+        """Accuracy of the best constant answer, by operation."""
+        ...
+
+    def decode(self, tokens: Int[Tensor, " pos"]) -> str:
+        """Token ids as text."""
+        ...
