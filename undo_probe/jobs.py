@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -187,7 +188,7 @@ class _Pool:
     def ready(self) -> Iterator[_Run]:
         import joblib
 
-        with _cluster(self.backend), joblib.parallel_config(self.backend, **self._options()):
+        with _cluster(self.backend), joblib.parallel_config(self.backend, **self._options()), _calm():
             yield self._run
 
     def _options(self) -> dict[str, Any]:
@@ -230,6 +231,18 @@ def _cluster(backend: str) -> Iterator[None]:
             yield
         return
     yield
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """Let loky replace a worker that retires (idle for long, or grown large) without a word.
+
+    It warns from the thread that manages its workers; where warnings are errors that thread would die, and
+    the jobs wait for ever.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
+        yield
 
 
 def _import(module: str, backend: str) -> Any:
