@@ -120,37 +120,46 @@ def assert_equal(run: Run, whole: Run) -> None:
         run.store.verify(key)
 
 
-def test_a_run_killed_twenty_times_ends_like_one_that_was_not(
-    timed: tuple[Run, float], tmp_path: Path
-) -> None:
-    whole, seconds = timed
-    folder = tmp_path / "run"
-    store = Store(folder / "store")
-    draw = np.random.default_rng(2)
-    killed, results = 0, []
-    for moment in draw.uniform(0, 0.5 * seconds, size=KILLS):
-        process = start_run(folder)
-        assert wait_until(lambda process=process: working(process, folder), 120)
-        wait_until(lambda process=process: process.poll() is not None, float(moment))
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            killed += 1
-        _, said = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), said
-        assert wait_until(lambda process=process: not session(process.pid), 5), session(process.pid)
-        with FolderLock(folder):
-            pass
-        results.append(len(store.keys()))
-        if process.returncode == 0:
-            break
-    assert killed >= 3
-    assert len(set(results)) >= 2  # kills fell between the parts of the work, not only before or after it
-    assert results == sorted(results)  # nothing that was done is ever done again
+def finish(folder: Path, whole: Run) -> None:
+    """One more start, left alone, which must end as the run that was never killed."""
     process = start_run(folder)
     _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
     assert_equal(Run(folder), whole)
     assert not list(folder.rglob(".tmp-*"))
+
+
+def test_a_run_killed_twenty_times_ends_like_one_that_was_not(
+    timed: tuple[Run, float], tmp_path: Path
+) -> None:
+    whole, seconds = timed
+    draw = np.random.default_rng(2)
+    killed, folders, between = 0, 0, 0
+    while killed < KILLS:
+        # a run that completes between two kills is checked, and the next one starts in a fresh folder
+        folder = tmp_path / f"run {folders}"
+        results, done = [0], False
+        while not done and killed < KILLS:
+            process = start_run(folder)
+            assert wait_until(lambda process=process, folder=folder: working(process, folder), 120)
+            moment = float(draw.uniform(0, 0.5 * seconds))
+            wait_until(lambda process=process: process.poll() is not None, moment)
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                killed += 1
+            _, said = process.communicate()
+            assert process.returncode in (0, -signal.SIGKILL), said
+            assert wait_until(lambda process=process: not session(process.pid), 5), session(process.pid)
+            with FolderLock(folder):
+                pass
+            results.append(len(Store(folder / "store").keys()))
+            done = process.returncode == 0
+        assert results == sorted(results)  # nothing that was done is ever done again
+        between += len(set(results)) > 2
+        folders += 1
+        finish(folder, whole)
+    assert killed == KILLS
+    assert between  # kills fell between the parts of the work, not only before or after it
 
 
 FIT = """

@@ -3,13 +3,17 @@
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import torch
 from torch import Tensor
+from transformer_lens import HookedTransformerConfig
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
 from undo_probe.config import ModelConfig
 from undo_probe.errors import UndoProbeError
@@ -290,3 +294,93 @@ def test_a_tied_unembedding_costs_its_flops_too() -> None:
     tied = tied_model()
     untied = build(ModelConfig(n_layers=1, d_model=18, n_heads=2, d_mlp=8), d_vocab=18, n_ctx=11, seed=0)
     assert flops_per_token(tied, 11) == flops_per_token(untied, 11)
+
+
+STYLES: dict[str, dict[str, Any]] = {
+    "standard": {},
+    "grouped": {"n_key_value_heads": 2, "positional_embedding_type": "rotary", "rotary_dim": 8},
+    "capped": {"attn_scores_soft_cap": 5.0},
+    "alibi": {"positional_embedding_type": "alibi"},
+    "bidirectional": {"attention_dir": "bidirectional"},
+    "local": {"use_local_attn": True, "window_size": 3, "attn_types": ["global", "local"]},
+}
+
+
+def pair(style: str) -> tuple[HookedTransformer, HookedTransformer]:
+    """The library's own model, and our copy of it."""
+    shape = HookedTransformerConfig(
+        n_layers=2, d_model=32, n_heads=4, d_head=8, d_mlp=32, n_ctx=12, d_vocab=20, act_fn="gelu",
+        normalization_type="LN", device="cpu", seed=None, **STYLES[style],
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = HookedTransformer(shape, move_to_device=False)
+    with torch.no_grad():
+        for index, parameter in enumerate(plain.parameters()):
+            draw = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+            parameter.copy_(0.3 * draw)
+    return plain, clone(plain)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_fused_kernel_gives_the_logits_and_gradients_of_the_library(style: str) -> None:
+    plain, ours = pair(style)
+    rows = torch.randint(20, (5, 12), generator=torch.Generator().manual_seed(0))
+    found = []
+    for model in (plain, ours):
+        logits = model(rows, return_type="logits")
+        logits.logsumexp(dim=-1).mean().backward()
+        found.append((logits.detach(), [p.grad for p in model.parameters()]))
+    (logits, gradients), (our_logits, our_gradients) = found
+    torch.testing.assert_close(our_logits, logits, atol=2e-5, rtol=1e-5)
+    for ours_, theirs in zip(our_gradients, gradients, strict=True):
+        torch.testing.assert_close(ours_, theirs, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_whoever_looks_at_the_pattern_sees_the_librarys(style: str) -> None:
+    plain, ours = pair(style)
+    rows = torch.randint(20, (3, 12), generator=torch.Generator().manual_seed(1))
+    _, theirs = plain.run_with_cache(rows)
+    _, cache = ours.run_with_cache(rows)
+    assert list(cache) == list(theirs)
+    for name, value in theirs.items():
+        torch.testing.assert_close(cache[name], value, atol=2e-5, rtol=1e-5)
+    cut = ("blocks.1.attn.hook_pattern", lambda pattern, hook: torch.zeros_like(pattern))
+    off, ours_off = (m.run_with_hooks(rows, fwd_hooks=[cut]) for m in (plain, ours))
+    torch.testing.assert_close(ours_off, off, atol=2e-5, rtol=1e-5)
+    assert (ours(rows) - ours_off).abs().max() > 0.01
+
+
+def test_padding_and_a_key_value_cache_are_as_in_the_library() -> None:
+    plain, ours = pair("standard")
+    rows = torch.randint(20, (3, 12), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(rows)
+    mask[0, :4] = 0
+    padded, ours_padded = (m(rows, attention_mask=mask) for m in (plain, ours))
+    torch.testing.assert_close(ours_padded, padded, atol=2e-5, rtol=1e-5)
+    caches = [TransformerLensKeyValueCache.init_cache(m.cfg, "cpu", 3) for m in (plain, ours)]
+    for part in (rows[:, :5], rows[:, 5:6], rows[:, 6:]):
+        seen = torch.ones_like(part)
+        one, two = (
+            m(part, past_kv_cache=c, attention_mask=seen) for m, c in zip((plain, ours), caches, strict=True)
+        )
+        torch.testing.assert_close(two, one, atol=2e-5, rtol=1e-5)
+
+
+def test_the_kernel_is_used_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, ours = pair("grouped")
+    rows = torch.randint(20, (3, 12), generator=torch.Generator().manual_seed(3))
+    calls = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *a, **k: calls.append(1) or kernel(*a, **k),
+    )
+    plain(rows)
+    assert not calls
+    ours(rows)
+    assert len(calls) == 2
+    ours.run_with_cache(rows, names_filter="blocks.0.attn.hook_pattern")
+    assert len(calls) == 3

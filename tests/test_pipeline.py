@@ -16,6 +16,7 @@ from undo_probe.attacks import attack
 from undo_probe.config import RunConfig, preset
 from undo_probe.errors import JobsFailed, UndoProbeError
 from undo_probe.files import read_json
+from undo_probe.models import content_hash
 from undo_probe.pipeline import KINDS, UNTIL, Step, load_run, plan, run_undo, stage_identity
 from undo_probe.store import Run, Store, unused
 from undo_probe.training import resolve_device
@@ -143,6 +144,49 @@ def test_another_noise_seed_is_another_draw_with_the_same_batches() -> None:
     steps = steps_of(preset("tiny", "arms.noise_seeds=2"))
     assert steps["noised-maxent-0.4"].seed != steps["noised-maxent-0.4-noise 2"].seed
     assert steps["distilled-maxent-0.4"].seed == steps["distilled-maxent-0.4-noise 2"].seed
+
+
+AGAIN = ("noise.alphas=[0.4,0.8]", "arms.rates=[0.001,0.002]", "arms.times=[0.5,2]")
+AGAIN += ("arms.equal_steps=true", "arms.snapshots=2")
+
+
+def test_the_sweep_again_for_other_lengths_and_rates_differs_in_nothing_else() -> None:
+    steps = steps_of(preset("tiny", *AGAIN))
+    student, teacher = "distilled-maxent-0.4", "unlearned-maxent"
+    parents = {
+        f"{student}-equal steps": "distilled-maxent-0.8",
+        f"{student}-x0.5": student,
+        f"{student}-x2": student,
+        f"{student}-snapshot 1": student,
+        f"{student}-snapshot 2": student,
+        f"{student}-rate 0.002": None,  # 0.001 is the sweep's own
+    }
+    added = set(steps) - set(steps_of(preset("tiny", "noise.alphas=[0.4,0.8]")))
+    assert {name for name in added if "-0.4-" in name} == set(parents)
+    assert "distilled-maxent-0.8-equal steps" not in added
+    assert "distilled-maxent-0.8-x2" in added
+    for name, followed in parents.items():
+        assert steps[name].parents == ("noised-maxent-0.4", teacher, *([followed] if followed else []))
+        assert steps[name].seed == steps[student].seed
+        fit = {**steps[name].settings["fit"], "learning_rate": 1e-3}
+        assert fit == steps[student].settings["fit"]
+
+
+def test_a_student_of_another_length_is_an_earlier_or_later_moment_of_the_same_training(
+    tmp_path: Path,
+) -> None:
+    run = run_undo(tiny.quick(*AGAIN, "distill.eval_every=1"), tmp_path / "run", workers=1)
+    itself = run.entry(run.arm("distilled", alpha=0.4))
+    assert itself.ledger.steps == 4  # the cap: the rule of this configuration cannot be met
+    lengths = {"equal steps": 4, "x0.5": 2, "x2": 8, "snapshot 1": 2, "snapshot 2": 3}
+    for variant, steps in lengths.items():
+        other = run.entry(run.arm("distilled", alpha=0.4, variant=variant))
+        assert other.ledger.steps == steps
+        assert other.stopped == f"all {steps} steps done"
+        shared = [row for row in itself.rows if row["step"] <= steps]
+        assert [row for row in other.rows if row["step"] <= 4] == shared
+    same = run.arm("distilled", alpha=0.4, variant="equal steps")
+    assert content_hash(run.load(same)) == content_hash(run.model("distilled", alpha=0.4))
 
 
 def test_references_have_seeds_of_their_own_and_the_oracle_sees_as_many_retain_rows() -> None:

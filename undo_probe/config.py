@@ -66,7 +66,10 @@ class ModelConfig(Section):
 
 
 class FitConfig(Section):
-    """One training run of the loop: AdamW, a schedule in absolute steps, batches of rows."""
+    """One training run of the loop: AdamW, a schedule in absolute steps, batches of rows.
+
+    The cosine ends after ``horizon`` steps, or with the last step where that is null.
+    """
 
     steps: Steps = 600
     batch_size: Count = 256
@@ -74,6 +77,7 @@ class FitConfig(Section):
     warmup: Steps = 20
     schedule: Literal["constant", "cosine"] = "cosine"
     final_fraction: Share = 0.1
+    horizon: Count | None = None
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     clip: Annotated[float, Field(gt=0.0)] = 1.0
     accumulate: Count = 1
@@ -151,13 +155,15 @@ class DistillConfig(FitConfig):
     """Forward KL from the teacher on all operations, until retain accuracy is back.
 
     The stop rule is the paper's for arithmetic: mean retain accuracy within ``tolerance`` of the teacher's,
-    looked at every ``eval_every`` steps on ``retain_dev``; ``steps`` is the cap.
+    looked at every ``eval_every`` steps on ``retain_dev``; ``steps`` is the cap. ``stop = "never"`` trains for
+    ``steps`` steps whatever comes back.
     """
 
     steps: Steps = 2400
     batch_size: Count = 128
     learning_rate: Rate = 1e-3
     tolerance: Share = 0.05
+    stop: Literal["retain", "never"] = "retain"
     eval_every: Count = 20
 
 
@@ -211,7 +217,10 @@ class ArmsConfig(Section):
     """Which control arms a run trains besides the stages themselves.
 
     ``twins`` and ``placebo_alphas`` are noise levels of their own; a control at a level that ``noise.alphas`` also
-    has is the one to compare with.
+    has is the one to compare with. The last four ask whether alpha or something that travels with it makes the
+    difference: every alpha again for as many steps as the largest took (``equal_steps``); ``rates_alpha`` again at
+    other distillation ``rates``; every alpha again for these multiples (``times``) of the steps at which its stop
+    rule fired; and ``snapshots`` moments, evenly spaced in log steps, on the way there.
     """
 
     twins: tuple[Share, ...] = (0.4,)
@@ -220,11 +229,20 @@ class ArmsConfig(Section):
     placebo_alphas: tuple[Share, ...] = ()
     placebo_rmu: bool = True
     noise_seeds: Count = 1
+    equal_steps: bool = False
+    rates: tuple[Rate, ...] = ()
+    rates_alpha: Share = 0.4
+    times: tuple[Annotated[float, Field(gt=0.0, le=100.0)], ...] = ()
+    snapshots: Annotated[int, Field(ge=0, le=99)] = 0
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
         _refuse_twice("arms.twins", self.twins)
         _refuse_twice("arms.placebo_alphas", self.placebo_alphas)
+        _refuse_twice("arms.rates", self.rates)
+        _refuse_twice("arms.times", self.times)
+        if 1.0 in self.times:
+            raise ValueError("arms.times has 1, which is the student itself: leave it out")
         return self
 
 

@@ -24,6 +24,8 @@ with warnings.catch_warnings():
     # 3.x announces at import and at every construction that 4.0 removes this class; we pin below 4.
     warnings.simplefilter("ignore", DeprecationWarning)
     from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens.components.attention import Attention
+    from transformer_lens.components.grouped_query_attention import GroupedQueryAttention
 
 # CUDA's matrix products are deterministic only with this, read once, at the first product of the process
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -54,6 +56,80 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def _fused(base: Any) -> Any:
+    """The attention module ``base`` with one kernel for it, wherever nobody looks at scores or pattern.
+
+    The library's own forward pass stays; only the three calls in it that make, mask and use the pattern are
+    answered differently, and not when a hook, a padding mask, a cache or a variant needs the pattern.
+    """
+
+    class Fused(base):
+        _waiting: tuple[Tensor, Tensor] | None = None
+
+        def calculate_attention_scores(self, q: Tensor, k: Tensor) -> Tensor:
+            self._waiting = None
+            if not _fusable(self, q, k):
+                return super().calculate_attention_scores(q, k)
+            self._waiting = q, k
+            return q.new_empty(
+                q.shape[0], q.shape[2], q.shape[1], 0
+            )  # scores over no key: nothing to compute
+
+        def apply_causal_mask(
+            self, attn_scores: Tensor, past_kv_pos_offset: int = 0, attention_mask: Tensor | None = None
+        ) -> Tensor:
+            if self._waiting is not None and attention_mask is None:
+                return attn_scores  # the kernel masks
+            if self._waiting is not None:
+                attn_scores, self._waiting = super().calculate_attention_scores(*self._waiting), None
+            return super().apply_causal_mask(attn_scores, past_kv_pos_offset, attention_mask)
+
+        def calculate_z_scores(self, v: Tensor, pattern: Tensor) -> Tensor:
+            if self._waiting is None:
+                return super().calculate_z_scores(v, pattern)
+            (q, k), self._waiting = self._waiting, None
+            q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+            k, v = (each.repeat_interleave(q.shape[1] // each.shape[1], dim=1) for each in (k, v))
+            z = torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=1 / float(self.attn_scale)
+            )
+            return self.hook_z(z.transpose(1, 2))
+
+    Fused.__name__ = Fused.__qualname__ = f"Fused{base.__name__}"
+    return Fused
+
+
+_FUSED = {base: _fused(base) for base in (Attention, GroupedQueryAttention)}
+
+
+def _fusable(attention: Any, q: Tensor, k: Tensor) -> bool:
+    cfg = attention.cfg
+    looked_at = any(
+        point._forward_hooks or point._forward_pre_hooks or point._backward_hooks or point._backward_pre_hooks
+        for point in (attention.hook_attn_scores, attention.hook_pattern)
+    )
+    return (
+        not looked_at
+        and q.shape[1] == k.shape[1]
+        and cfg.positional_embedding_type in ("standard", "rotary", "shortformer")
+        and (attention._attention_dir_override or cfg.attention_dir) == "causal"
+        and attention.attn_type == "global"
+        and cfg.attn_scores_soft_cap <= 0
+        and not cfg.use_attention_sinks
+    )
+
+
+def _construct(shape: HookedTransformerConfig) -> HookedTransformer:
+    """A HookedTransformer on the CPU with torch's global random state as it was."""
+    with torch.random.fork_rng(devices=[]), _quiet():
+        model = HookedTransformer(shape, move_to_device=False)
+    for block in model.blocks:
+        kind = _FUSED.get(type(block.attn)) if hasattr(block, "attn") else None
+        if kind is not None:
+            block.attn.__class__ = kind  # the same module, with three methods replaced
+    return model
+
+
 def build(config: ModelConfig, d_vocab: int, n_ctx: int, seed: int, device: str = "cpu") -> HookedTransformer:
     """A freshly initialised model.
 
@@ -80,9 +156,9 @@ def build(config: ModelConfig, d_vocab: int, n_ctx: int, seed: int, device: str 
         device="cpu",
         seed=None,
     )
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
-        model = HookedTransformer(shape, move_to_device=False)
+        model = _construct(shape)
     return to_device(model, device)
 
 
@@ -97,9 +173,8 @@ def clone(model: HookedTransformer) -> HookedTransformer:
 
     The only way this package copies a model: ``copy.deepcopy`` silently unties shared tensors.
     """
-    with torch.random.fork_rng(devices=[]), _quiet():
-        # a configuration of its own: moving a model to another device writes into it
-        copy = HookedTransformer(deepcopy(model.cfg), move_to_device=False)
+    # a configuration of its own: moving a model to another device writes into it
+    copy = _construct(deepcopy(model.cfg))
     to_device(copy, next(model.parameters()).device)
     _tie(copy, ties(model))
     with torch.no_grad():
@@ -232,10 +307,8 @@ def load_model(folder: str | Path, device: str = "cpu", expected: str | None = N
             f"{folder} holds another model ({meta['content'][:12]}) than its record says ({expected[:12]})"
         )
     found = load_tensors(folder / _WEIGHTS, meta["content"])
-    with torch.random.fork_rng(devices=[]), _quiet():
-        dtype = next(iter(found.values())).dtype  # what the forward pass rounds to
-        shape = HookedTransformerConfig(**meta["config"], dtype=dtype, device="cpu", seed=None)
-        model = HookedTransformer(shape, move_to_device=False)
+    dtype = next(iter(found.values())).dtype  # what the forward pass rounds to
+    model = _construct(HookedTransformerConfig(**meta["config"], dtype=dtype, device="cpu", seed=None))
     _tie(model, [(a, b) for a, b in meta["ties"]])
     own = dict(model.named_parameters())
     if set(own) != set(found):

@@ -157,10 +157,53 @@ def _students(config: RunConfig) -> list[Step]:
             steps.append(
                 _step(config, student, "distill", {"fit": fit}, (noised.name, taught_by), purpose="distill")
             )
+    steps += _again(config, teacher, fit)
     if arms.unlearn_and_distill:
         student = Arm("distilled", method, variant="fresh")
         steps.append(_step(config, student, "distill", {"fit": fit}, ("random", teacher), purpose="distill"))
     return steps
+
+
+def _again(config: RunConfig, teacher: str, fit: dict[str, Any]) -> list[Step]:
+    """The sweep's students once more, for other lengths of training and at other rates.
+
+    A length that depends on another student's is worked out when that one is there: see :func:`_length`. The
+    batches are those of the sweep, so a shorter student is a moment in the life of the longer one.
+    """
+    method, arms, alphas = config.unlearn.method, config.arms, config.noise.alphas
+    steps = []
+
+    def add(alpha: float, variant: str, settings: dict[str, Any], like: tuple[str, ...] = ()) -> None:
+        arm = Arm("distilled", method, alpha, variant=variant)
+        parents = (Arm("noised", method, alpha).name, teacher, *like)
+        steps.append(_step(config, arm, "distill", settings, parents, purpose="distill"))
+
+    for alpha in alphas:
+        itself = (Arm("distilled", method, alpha).name,)
+        if arms.equal_steps and alpha != max(alphas):
+            longest = (Arm("distilled", method, max(alphas)).name,)
+            add(alpha, "equal steps", {"fit": fit, "length": {"times": 1.0}}, longest)
+        for times in arms.times:
+            add(alpha, f"x{times:g}", {"fit": fit, "length": {"times": times}}, itself)
+        for number in range(1, arms.snapshots + 1):
+            power = number / (arms.snapshots + 1)
+            add(alpha, f"snapshot {number}", {"fit": fit, "length": {"power": power}}, itself)
+    for rate in arms.rates if arms.rates_alpha in alphas else ():
+        if rate != fit["learning_rate"]:
+            add(arms.rates_alpha, f"rate {rate:g}", {"fit": {**fit, "learning_rate": rate}})
+    return steps
+
+
+def _length(settings: dict[str, Any], likened: int) -> dict[str, Any]:
+    """The settings with a number of steps that follows from another student's, and no stop rule.
+
+    ``times`` is a multiple of its steps; ``power`` p means steps to the power p, evenly spaced in log steps.
+    """
+    asked = settings["length"]
+    steps = asked["times"] * likened if "times" in asked else likened ** asked["power"]
+    fit = settings["fit"]
+    horizon = fit["horizon"] or fit["steps"]  # the rate at a step is the same as in the sweep
+    return {"fit": {**fit, "steps": round(steps), "horizon": horizon, "stop": "never"}}
 
 
 def stage_identity(step: Step, parent_keys: list[str], fingerprint: str) -> dict[str, Any]:
@@ -189,6 +232,8 @@ def run_stage(
     device = resolve_device(config.device)
     context = Context(step.seed, device, config.precision, config.threads, folder, report=report)
     settings = {name: value for name, value in step.settings.items() if name != "precision"}
+    if "length" in settings:
+        settings = _length(settings, store.entry(what["parents"][-1]).ledger.steps)
     result = KINDS[step.kind][0](settings, parents, task, context)
     if report is not None:
         report(1, 1)

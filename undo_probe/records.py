@@ -40,7 +40,8 @@ class Arm(Record):
     """Which model of a run: the stage, how it was made, and its checkpoint.
 
     ``variant`` holds what the other fields cannot: ``twin`` (taught by the original), ``placebo`` (the
-    pipeline applied to the oracle), ``b`` (second seed), ``fresh`` (a student from random weights).
+    pipeline applied to the oracle), ``b`` (second seed), ``fresh`` (a student from random weights), ``noise 2``
+    (another draw), and students of another length or rate (``equal steps``, ``x2``, ``snapshot 3``, ``rate 0.002``).
     """
 
     stage: str
@@ -68,10 +69,9 @@ class Arm(Record):
         if self.stage == "distilled" and self.variant == "fresh":
             return "Unlearn-and-Distill"
         if self.stage == "distilled":
-            kind = {"": "UNDO", "twin": "Twin", "placebo": "Placebo"}.get(
-                self.variant, f"UNDO {self.variant}"
-            )
-            return f"{kind} {self.alpha:g}" if self.alpha is not None else kind
+            kind = {"twin": "Twin", "placebo": "Placebo"}.get(self.variant, "UNDO")
+            name = f"{kind} {self.alpha:g}" if self.alpha is not None else kind
+            return f"{name} ({self.variant})" if kind == "UNDO" and self.variant else name
         if self.stage == "noised":
             kind = "Noised" if not self.variant else f"Noised {self.variant}"
             return f"{kind} {self.alpha:g}" if self.alpha is not None else kind

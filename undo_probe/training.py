@@ -90,7 +90,8 @@ def learning_rate(settings: FitConfig, step: int) -> float:
         return peak * (step + 1) / settings.warmup
     if settings.schedule == "constant":
         return peak
-    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    span = settings.horizon or settings.steps
+    done = (step - settings.warmup) / max(1, span - settings.warmup)
     low = settings.final_fraction
     return peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
@@ -212,7 +213,6 @@ class _Loop:
         """One optimiser step; False, with nothing changed, when loss or gradient is not finite."""
         accumulate = self.settings.accumulate
         self.optimizer.zero_grad(set_to_none=True)
-        value = torch.zeros(())
         value = torch.zeros(())
         for part in range(accumulate):
             with self.accelerator.autocast():

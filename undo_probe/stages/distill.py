@@ -27,7 +27,8 @@ def distill(
 
     Forward KL(teacher || student) at temperature 1 on the ``distill`` mixture, forget prompts included and
     unlabelled. Stops when mean retain accuracy on ``retain_dev`` is within ``tolerance`` of the teacher's,
-    looked at before the first step and every ``eval_every``; ``steps`` is the cap.
+    looked at before the first step and every ``eval_every``; ``steps`` is the cap. With ``stop = "never"`` all
+    steps are done.
     """
     frozen = to_device(clone(teacher).eval(), context.device)
     dev = task.rows("retain_dev")
@@ -50,7 +51,7 @@ def distill(
     watch = Watch(
         lambda model, step: accuracy_rows(model, task),
         lambda step: step % settings.eval_every == 0,
-        recovered,
+        recovered if settings.stop == "retain" else None,
     )
     done = fit(student, settings, loss, context, watch=watch, cost=cost)
     return StageResult(done.model, rows=done.rows, ledger=done.ledger, stopped=done.stopped)
