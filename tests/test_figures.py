@@ -39,6 +39,7 @@ def every_figure(readings: pd.DataFrame, curves: pd.DataFrame) -> list[Figure]:
     probes = [figures.probes(readings, q, s) for q in ("bits", "accuracy") for s in ("forget", "retain")]
     others = [figures.tradeoff, figures.drift_layers, figures.drift_positions, figures.junk]
     drawn = [figures.relearning(curves, readings), figures.attacks(curves), figures.training(curves)]
+    drawn.append(figures.lengths(*with_lengths(readings, curves)))
     return [*drawn, *(draw(readings) for draw in others), *probes]
 
 
@@ -222,6 +223,41 @@ def test_twins_and_placebos_have_no_place_in_the_price_figure(readings: pd.DataF
     shown = figures.tradeoff(pd.concat([readings, twin])).table["model"]
     assert "Twin 0.8" not in set(shown)
     assert {"MaxEnt", "UNDO 0.8", "Oracle (data filtering)", "Unlearn-and-Distill"} <= set(shown)
+
+
+def with_lengths(readings: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The made-up run with UNDO 0.4 and 0.8 taught for other lengths and at another rate."""
+    reached = readings[(readings["measure"] == "relearned") & (readings["stage"] == "distilled")]
+    history = curves[(curves["kind"] == "training") & (curves["stage"] == "distilled")]
+    more_readings, more_curves = [readings], [curves]
+    for variant, share in (("x0.5", 0.5), ("equal steps", 3.0), ("rate 0.002", 0.7), ("twin", 1.0)):
+        for alpha in (0.4, 0.8):
+            own = reached[(reached["alpha"] == alpha) & (reached["variant"] == "")]
+            more_readings.append(own.assign(variant=variant, value=own["value"] * 0.9))
+            path = history[(history["alpha"] == alpha) & (history["variant"] == "")]
+            more_curves.append(path.assign(variant=variant, step=(path["step"] * share).astype(int)))
+    return pd.concat(more_curves), pd.concat(more_readings)
+
+
+def test_other_lengths_lie_on_the_line_of_their_alpha_and_other_rates_stand_alone(
+    readings: pd.DataFrame, curves: pd.DataFrame
+) -> None:
+    figure = figures.lengths(*with_lengths(readings, curves))
+    shown = set(figure.table["model"])
+    assert {"UNDO 0.4", "UNDO 0.4 (x0.5)", "UNDO 0.4 (equal steps)", "UNDO 0.8 (rate 0.002)"} <= shown
+    assert not any("Twin" in name for name in shown)
+    lines = {trace["name"]: trace for trace in spec(figure)["data"] if trace["mode"] == "lines+markers"}
+    assert lines["UNDO 0.4"]["x"] == [300, 600, 1800]
+    assert lines["UNDO 0.4"]["text"] == ["UNDO 0.4 (x0.5)", "UNDO 0.4", "UNDO 0.4 (equal steps)"]
+    alone = [trace["name"] for trace in spec(figure)["data"] if trace["mode"] == "markers+text"]
+    assert alone == ["UNDO 0.4 (rate 0.002)", "UNDO 0.8 (rate 0.002)"]
+
+
+def test_a_run_without_other_lengths_says_how_to_get_them(
+    readings: pd.DataFrame, curves: pd.DataFrame
+) -> None:
+    with pytest.raises(UndoProbeError, match=r"arms\.equal_steps.*`undo-probe run small` makes them"):
+        figures.lengths(curves, readings)
 
 
 @pytest.mark.parametrize("name", ["relearning", "attacks", "training"])

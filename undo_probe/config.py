@@ -257,7 +257,7 @@ class RunConfig(Section):
     threads: Count = 1
     task: ArithmeticConfig = ArithmeticConfig()
     model: ModelConfig = ModelConfig()
-    original: FitConfig = FitConfig(steps=1600, batch_size=128, learning_rate=2e-3)
+    original: FitConfig = FitConfig(steps=1500, batch_size=128, learning_rate=4e-3)
     unlearn: UnlearnConfig = UnlearnConfig()
     noise: NoiseConfig = NoiseConfig()
     distill: DistillConfig = DistillConfig()

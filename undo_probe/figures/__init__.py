@@ -3,6 +3,7 @@
 from undo_probe.figures.drift import drift_layers, drift_positions
 from undo_probe.figures.figure import CONFIG, Figure
 from undo_probe.figures.junk import junk
+from undo_probe.figures.lengths import lengths
 from undo_probe.figures.probes import probes
 from undo_probe.figures.relearning import attacks, relearning
 from undo_probe.figures.tradeoff import tradeoff
@@ -15,6 +16,7 @@ __all__ = [
     "drift_layers",
     "drift_positions",
     "junk",
+    "lengths",
     "probes",
     "relearning",
     "tradeoff",

@@ -26,7 +26,7 @@ def tradeoff(readings: "pd.DataFrame") -> Figure:
     points = {
         arm: (share, robust[arm])
         for arm, share in shares.items()
-        if share is not None and arm in robust and arm.variant not in ("twin", "placebo")
+        if share is not None and arm in robust and arm.variant in ("", "b", "fresh")
     }
     points = {arm: points[arm] for arm in in_order(points)}
     for arm, reading in robust.items():

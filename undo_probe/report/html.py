@@ -98,6 +98,7 @@ def _figures(run: RunFiles) -> dict[str, Shown]:
     makers: dict[str, Callable[[], Figure]] = {
         "relearning": lambda: figures.relearning(curves, readings),
         "attacks": lambda: figures.attacks(curves),
+        "lengths": lambda: figures.lengths(curves, readings),
         "tradeoff": lambda: figures.tradeoff(readings),
         "bits": lambda: figures.probes(readings),
         "bits_retain": lambda: figures.probes(readings, task_split="retain"),
