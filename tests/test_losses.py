@@ -103,3 +103,69 @@ def test_cross_entropy_of_a_uniform_model_is_log_of_the_vocabulary(
     logits, tokens, mask = batch
     flat = losses.next_token(torch.zeros_like(logits), tokens, mask)
     assert float(flat) == pytest.approx(math.log(logits.shape[-1]))
+
+
+def test_the_log_probability_of_an_answer_is_the_sum_over_its_tokens(
+    batch: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    logits, tokens, mask = batch
+    found = losses.answer_log_probability(logits, tokens, mask)
+    assert found.tolist() == pytest.approx(published.row_log_probabilities(logits, tokens, mask), rel=1e-10)
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 4.5])
+def test_npo_and_simnpo_are_their_published_forms(batch: tuple[Tensor, Tensor, Tensor], beta: float) -> None:
+    logits, tokens, mask = batch
+    policy = losses.answer_log_probability(logits, tokens, mask)
+    reference = losses.answer_log_probability(logits.flip(0), tokens, mask)
+    expected = published.npo(policy.tolist(), reference.tolist(), beta)
+    assert float(losses.npo(policy, reference, beta)) == pytest.approx(expected, rel=1e-9)
+    lengths = mask.sum(dim=1)
+    for gamma in (0.0, 0.7):
+        expected = published.simnpo(policy.tolist(), lengths.tolist(), beta, gamma)
+        assert float(losses.simnpo(policy, lengths, beta, gamma)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_npo_becomes_gradient_ascent_as_beta_vanishes_and_stops_where_the_answer_is_gone(
+    batch: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    logits, tokens, mask = batch
+    logits.requires_grad_()
+    reference = losses.answer_log_probability(logits.detach(), tokens, mask)
+
+    def gradient(beta: float, lower: float) -> Tensor:
+        loss = losses.npo(losses.answer_log_probability(logits, tokens, mask) - lower, reference, beta)
+        return torch.autograd.grad(loss, logits)[0]
+
+    ascent = torch.autograd.grad(losses.answer_log_probability(logits, tokens, mask).mean(), logits)[0]
+    torch.testing.assert_close(gradient(1e-6, 0.0), ascent)
+    assert float(gradient(1.0, 30.0).norm()) < 1e-10 * float(gradient(1.0, 0.0).norm())
+
+
+def test_undial_is_its_published_form_and_without_strength_only_the_reference(
+    batch: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    logits, tokens, mask = batch
+    student, teacher = (losses.answer_logits(each, mask) for each in (logits, logits.flip(0)))
+    true = tokens[:, 1:][mask[:, 1:]]
+    expected = published.undial(student.numpy(), teacher.numpy(), true.tolist(), 3.0)
+    assert float(losses.undial(student, teacher, true, 3.0)) == pytest.approx(expected, rel=1e-9)
+    entropy = -(teacher.softmax(-1) * teacher.log_softmax(-1)).sum(-1).mean()
+    own = losses.undial(student, teacher, true, 0.0) - entropy
+    torch.testing.assert_close(own, losses.forward_kl(student, teacher))
+
+
+def test_mmd_is_its_published_form_and_falls_as_samples_come_together() -> None:
+    draw = torch.Generator().manual_seed(0)
+    one = torch.randn(9, 4, generator=draw, dtype=torch.float64)
+    other = torch.randn(7, 4, generator=draw, dtype=torch.float64) + 1
+    assert float(losses.mmd(one, other)) == pytest.approx(published.mmd(one.numpy(), other.numpy()), rel=1e-9)
+    assert float(losses.mmd(one, one.clone())) == pytest.approx(0, abs=1e-12)
+    assert float(losses.mmd(one, other)) < float(losses.mmd(one, other + 2))
+
+
+def test_reverse_kl_is_forward_kl_with_the_roles_exchanged(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, _, mask = batch
+    one, other = (losses.answer_logits(each, mask) for each in (logits, logits.flip(0)))
+    expected = (one.softmax(-1) * (one.log_softmax(-1) - other.log_softmax(-1))).sum(-1).mean()
+    torch.testing.assert_close(losses.reverse_kl(one, other), expected)

@@ -120,6 +120,18 @@ def test_every_control_arm_can_be_asked_for() -> None:
     assert steps["unlearned-maxent-placebo"].parents == ("oracle",)
 
 
+def test_methods_that_build_on_another_bring_it_along_and_oracle_matching_has_both_starts() -> None:
+    steps = steps_of(
+        preset("tiny", "unlearn.method=repnoise", 'unlearn.also=["sam"]', "arms.oracle_matching=7")
+    )
+    assert steps["unlearned-repnoise"].parents == ("unlearned-maxent",)
+    assert steps["unlearned-sam"].parents == ("original",)
+    matching, fresh = steps["unlearned-oracle_matching"], steps["unlearned-oracle_matching-fresh"]
+    assert (matching.parents, fresh.parents) == (("original", "oracle"), ("random", "oracle"))
+    assert matching.settings == fresh.settings
+    assert (matching.settings["fit"]["steps"], matching.settings["fit"]["stop"]) == (7, "never")
+
+
 def test_a_twin_differs_from_its_student_in_the_teacher_alone() -> None:
     """Same noise, same batches, same settings: what is left is what the teacher knows."""
     steps = steps_of(preset("tiny", "noise.alphas=[0.8]", "arms.twins=[0.8]"))

@@ -542,3 +542,47 @@ def test_several_threads_give_the_same_bits_twice() -> None:
     settings = SETTINGS.model_copy(update={"steps": 3})
     many = [fit(tiny.model(), settings, next_token, Context(SEED, threads=2)) for _ in range(2)]
     same(*many)
+
+
+def quadratic(model: torch.nn.Module, step: int) -> torch.Tensor:
+    """A loss whose gradient is known everywhere, different in each micro-step."""
+    weight = next(p for name, p in model.named_parameters() if name == "unembed.b_U")
+    return ((weight - (1 + step % 3)) ** 2).sum() / 2 * (1 + step % 3)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_sharpness_takes_the_gradient_of_all_micro_batches_uphill(accumulate: int) -> None:
+    """The published code takes the last micro-batch's alone, which handicaps that baseline."""
+    radius, rate = 0.3, 1e-2
+    settings = FitConfig(
+        steps=1, batch_size=1, learning_rate=rate, warmup=0, schedule="constant", accumulate=accumulate,
+        sharpness=radius, clip=1e9,
+    )  # fmt: skip
+    seen: list[torch.Tensor] = []
+
+    def loss(model: torch.nn.Module, step: int) -> torch.Tensor:
+        seen.append(next(p for n, p in model.named_parameters() if n == "unembed.b_U").detach().clone())
+        return quadratic(model, step)
+
+    start = tiny.model()
+    own = start.unembed.b_U.detach().clone()
+    only = lambda name: name == "unembed.b_U"  # noqa: E731
+    done = fit(start, settings, loss, Context(0), trainable=only)
+    weights = [1 + step % 3 for step in range(accumulate)]
+    gradient = torch.stack([w * (own - w) for w in weights]).mean(dim=0)
+    uphill = own + radius * gradient / gradient.norm()
+    assert len(seen) == 2 * accumulate
+    for place in seen[:accumulate]:
+        assert torch.equal(place, own)
+    for place in seen[accumulate:]:
+        torch.testing.assert_close(place, uphill)
+    # AdamW's first step is the sign of the gradient; with the weights put back before it
+    there = torch.stack([w * (uphill - w) for w in weights]).mean(dim=0)
+    torch.testing.assert_close(done.model.unembed.b_U.detach(), own - rate * there.sign(), atol=1e-6, rtol=0)
+
+
+def test_the_cosine_ends_at_its_horizon_and_stays_there() -> None:
+    short = FitConfig(steps=100, warmup=10, learning_rate=1e-3)
+    longer = FitConfig(steps=150, warmup=10, learning_rate=1e-3, horizon=100)
+    assert [learning_rate(longer, s) for s in range(100)] == [learning_rate(short, s) for s in range(100)]
+    assert [learning_rate(longer, s) for s in range(100, 150)] == pytest.approx([1e-4] * 50)

@@ -68,7 +68,8 @@ class ModelConfig(Section):
 class FitConfig(Section):
     """One training run of the loop: AdamW, a schedule in absolute steps, batches of rows.
 
-    The cosine ends after ``horizon`` steps, or with the last step where that is null.
+    The cosine ends after ``horizon`` steps, or with the last step where that is null. ``sharpness`` is the radius
+    of sharpness-aware minimisation (arXiv 2010.01412): the gradient is taken that far uphill; 0 is without.
     """
 
     steps: Steps = 600
@@ -81,6 +82,7 @@ class FitConfig(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     clip: Annotated[float, Field(gt=0.0)] = 1.0
     accumulate: Count = 1
+    sharpness: Annotated[float, Field(ge=0.0)] = 0.0
     eval_every: Count = 20
 
 
@@ -122,7 +124,58 @@ class RMUConfig(FitConfig):
     tensors: tuple[str, ...] = ("mlp.W_in", "mlp.b_in", "mlp.W_out", "mlp.b_out")
 
 
-Method = Literal["maxent", "graddiff", "rmu"]
+class NPOConfig(FitConfig):
+    """NPO: the forget answers become less likely than in the original; ``beta`` says how soon that is enough."""
+
+    steps: Steps = 100
+    learning_rate: Rate = 3e-4
+    warmup: Steps = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    retain_weight: Annotated[float, Field(ge=0.0)] = 5.0
+    beta: Annotated[float, Field(gt=0.0)] = 0.1
+
+
+class SimNPOConfig(NPOConfig):
+    """SimNPO: NPO without the original, with the answer's length divided out."""
+
+    beta: Annotated[float, Field(gt=0.0)] = 2.5
+    gamma: float = 0.0
+
+
+class UNDIALConfig(FitConfig):
+    """UNDIAL: the original's own distribution with the true token's logit lowered by ``strength``."""
+
+    steps: Steps = 100
+    learning_rate: Rate = 3e-4
+    warmup: Steps = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    retain_weight: Annotated[float, Field(ge=0.0)] = 5.0
+    strength: Annotated[float, Field(ge=0.0)] = 10.0
+
+
+class SAMConfig(MaxEntConfig):
+    """SAM: MaxEnt at the worst point within ``sharpness`` of the weights (the robust baseline of 2506.06278)."""
+
+    sharpness: Annotated[float, Field(ge=0.0)] = 0.01
+
+
+class RepNoiseConfig(FitConfig):
+    """RepNoise on top of the MaxEnt model: forget states of every MLP drawn toward Gaussian noise.
+
+    ``noise_weight`` weighs the distance to the noise (the sheet's beta), ``ascent_weight`` the loss that is
+    climbed at every layer (alpha).
+    """
+
+    steps: Steps = 100
+    learning_rate: Rate = 3e-4
+    warmup: Steps = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    retain_weight: Annotated[float, Field(ge=0.0)] = 5.0
+    noise_weight: Annotated[float, Field(ge=0.0)] = 0.1
+    ascent_weight: Annotated[float, Field(ge=0.0)] = 1.0
+
+
+Method = Literal["maxent", "graddiff", "rmu", "npo", "simnpo", "undial", "sam", "repnoise"]
 
 
 class UnlearnConfig(Section):
@@ -133,6 +186,11 @@ class UnlearnConfig(Section):
     maxent: MaxEntConfig = MaxEntConfig()
     graddiff: GradDiffConfig = GradDiffConfig()
     rmu: RMUConfig = RMUConfig()
+    npo: NPOConfig = NPOConfig()
+    simnpo: SimNPOConfig = SimNPOConfig()
+    undial: UNDIALConfig = UNDIALConfig()
+    sam: SAMConfig = SAMConfig()
+    repnoise: RepNoiseConfig = RepNoiseConfig()
 
 
 class NoiseConfig(Section):
@@ -217,10 +275,13 @@ class ArmsConfig(Section):
     """Which control arms a run trains besides the stages themselves.
 
     ``twins`` and ``placebo_alphas`` are noise levels of their own; a control at a level that ``noise.alphas`` also
-    has is the one to compare with. The last four ask whether alpha or something that travels with it makes the
-    difference: every alpha again for as many steps as the largest took (``equal_steps``); ``rates_alpha`` again at
-    other distillation ``rates``; every alpha again for these multiples (``times``) of the steps at which its stop
-    rule fired; and ``snapshots`` moments, evenly spaced in log steps, on the way there.
+    has is the one to compare with. ``oracle_matching`` trains the original, and a fresh model, for so many steps to
+    give the oracle's outputs: equal behaviour, of which only one should be robust.
+
+    The last five ask whether alpha or something that travels with it makes the difference: every alpha again for
+    as many steps as the largest took (``equal_steps``); ``rates_alpha`` again at other distillation ``rates``;
+    every alpha again for these multiples (``times``) of the steps at which its stop rule fired; and ``snapshots``
+    moments, evenly spaced in log steps, on the way there.
     """
 
     twins: tuple[Share, ...] = (0.4,)
@@ -229,6 +290,7 @@ class ArmsConfig(Section):
     placebo_alphas: tuple[Share, ...] = ()
     placebo_rmu: bool = True
     noise_seeds: Count = 1
+    oracle_matching: Steps = 0
     equal_steps: bool = False
     rates: tuple[Rate, ...] = ()
     rates_alpha: Share = 0.4
@@ -275,18 +337,20 @@ class RunConfig(Section):
 
 
 TINY = RunConfig(name="tiny")
-# every arm of the controls; about 40 minutes on two cores
+# every arm of the controls, and the sweep again at other lengths and rates; most of an hour on two cores
 SMALL = RunConfig(
     name="small",
     model=ModelConfig(n_layers=4),
-    original=FitConfig(steps=1800, batch_size=128, learning_rate=2e-3),
-    noise=NoiseConfig(alphas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),
+    noise=NoiseConfig(alphas=(0.1, 0.2, 0.4, 0.6, 0.8)),
     attack=AttackConfig(seeds=2),
     arms=ArmsConfig(
-        twins=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+        twins=(0.1, 0.2, 0.4, 0.6, 0.8),
         second_seed=True,
         placebo_alphas=(0.4, 0.8),
         noise_seeds=2,
+        equal_steps=True,
+        rates=(5e-4, 2e-3),
+        times=(0.5, 2.0),
     ),
 )
 # seconds, to see that everything runs; its numbers mean nothing

@@ -36,6 +36,72 @@ def uniform_target(
     return -(log_p.mean() + math.log(logits.shape[-1]))
 
 
+def answer_log_probability(
+    logits: Float[Tensor, "row pos vocab"],
+    tokens: Int[Tensor, "row pos"],
+    answer_mask: Bool[Tensor, "row pos"],
+) -> Float[Tensor, " row"]:
+    """Log-probability of each row's whole answer in nats."""
+    chosen = logits[:, :-1].log_softmax(dim=-1).gather(-1, tokens[:, 1:, None])[..., 0]
+    return (chosen * answer_mask[:, 1:]).sum(dim=1)
+
+
+def npo(policy: Float[Tensor, " row"], reference: Float[Tensor, " row"], beta: float) -> Float[Tensor, ""]:
+    """Negative preference optimisation (arXiv 2404.05868): ``-(2 / beta) log sigma(-beta log(p / p_ref))``.
+
+    Averaged over rows; ``policy`` and ``reference`` are log-probabilities of whole answers. As beta goes to 0
+    it becomes GradDiff's ascent; larger beta stops pushing sooner.
+    """
+    return -(2 / beta) * torch.nn.functional.logsigmoid(-beta * (policy - reference)).mean()
+
+
+def simnpo(
+    policy: Float[Tensor, " row"], length: Int[Tensor, " row"], beta: float, gamma: float
+) -> Float[Tensor, ""]:
+    """SimNPO (arXiv 2410.07163): ``-(2 / beta) log sigma(-(beta / |y|) log p - gamma)``, averaged over rows.
+
+    NPO without a reference model and with the answer's length in tokens divided out.
+    """
+    return -(2 / beta) * torch.nn.functional.logsigmoid(-beta * policy / length - gamma).mean()
+
+
+def undial(
+    logits: Float[Tensor, "answer vocab"],
+    reference: Float[Tensor, "answer vocab"],
+    true: Int[Tensor, " answer"],
+    strength: float,
+) -> Float[Tensor, ""]:
+    """UNDIAL (arXiv 2402.10052): imitate the reference with the true token's logit lowered by ``strength``.
+
+    Cross-entropy from the adjusted distribution in nats, averaged over answer tokens.
+    """
+    lowered = torch.nn.functional.one_hot(true, logits.shape[-1]) * strength
+    wanted = (reference - lowered).softmax(dim=-1)
+    return -(wanted * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def mmd(one: Float[Tensor, "n width"], other: Float[Tensor, "m width"]) -> Float[Tensor, ""]:
+    """Squared maximum mean discrepancy (biased) under five Gaussian kernels.
+
+    Bandwidths are the mean squared distance of the pooled sample times 1/4, 1/2, 1, 2 and 4, held constant in
+    the gradient; this is the form that RepNoise (arXiv 2405.14577) uses.
+    """
+    both = torch.cat([one, other])
+    squares = torch.cdist(both, both).square()
+    count = len(both)
+    width = squares.detach().sum() / (count * (count - 1))
+    kernel = torch.stack([torch.exp(-squares / (width * 2.0**power)) for power in range(-2, 3)]).sum(dim=0)
+    n = len(one)
+    return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
+
+
+def reverse_kl(
+    student: Float[Tensor, "answer vocab"], teacher: Float[Tensor, "answer vocab"]
+) -> Float[Tensor, ""]:
+    """KL(student || teacher) over the whole vocabulary in nats, averaged over positions (temperature 1)."""
+    return forward_kl(teacher, student)
+
+
 def forward_kl(
     student: Float[Tensor, "answer vocab"], teacher: Float[Tensor, "answer vocab"]
 ) -> Float[Tensor, ""]:

@@ -119,16 +119,28 @@ def _references(config: RunConfig) -> list[Step]:
 
 
 def _unlearned(config: RunConfig) -> list[Step]:
-    """The teacher, the methods beside it, and placebos: the same methods on the oracle."""
+    """The teacher, the methods beside it, placebos (the same methods on the oracle), and oracle matching."""
+    wanted = dict.fromkeys((config.unlearn.method, *config.unlearn.also))
+    first = [unlearn.STARTS_FROM[method] for method in wanted if method in unlearn.STARTS_FROM]
     steps = []
-    for method in dict.fromkeys((config.unlearn.method, *config.unlearn.also)):
+    for method in dict.fromkeys((*first, *wanted)):
         settings = {"method": method, "fit": getattr(config.unlearn, method).model_dump(mode="json")}
-        steps.append(_step(config, Arm("unlearned", method), "unlearn", settings, ("original",)))
-        wanted = method == "rmu" and config.arms.placebo_rmu
-        if wanted or (method == config.unlearn.method and config.arms.placebo_alphas):
+        before = unlearn.STARTS_FROM.get(method)
+        start = Arm("unlearned", before).name if before else "original"
+        steps.append(_step(config, Arm("unlearned", method), "unlearn", settings, (start,)))
+        wanted_placebo = method == "rmu" and config.arms.placebo_rmu
+        if wanted_placebo or (method == config.unlearn.method and config.arms.placebo_alphas):
             arm = Arm("unlearned", method, variant="placebo")
             # its own seed: a placebo that shared RMU's control vector would be no control
             steps.append(_step(config, arm, "unlearn", settings, ("oracle",)))
+    if config.arms.oracle_matching:
+        fit = config.distill.model_dump(mode="json")
+        fit |= {"steps": config.arms.oracle_matching, "stop": "never"}
+        for variant, start in (("", "original"), ("fresh", "random")):
+            arm = Arm("unlearned", "oracle_matching", variant=variant)
+            steps.append(
+                _step(config, arm, "distill", {"fit": fit}, (start, "oracle"), purpose="oracle matching")
+            )
     return steps
 
 

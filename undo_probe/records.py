@@ -85,7 +85,18 @@ class Arm(Record):
         return self.to_dict()
 
 
-METHOD_LABELS = {"maxent": "MaxEnt", "graddiff": "GradDiff", "rmu": "RMU", "cir": "CIR", "npo": "NPO"}
+METHOD_LABELS = {
+    "maxent": "MaxEnt",
+    "graddiff": "GradDiff",
+    "rmu": "RMU",
+    "cir": "CIR",
+    "npo": "NPO",
+    "simnpo": "SimNPO",
+    "undial": "UNDIAL",
+    "sam": "SAM",
+    "repnoise": "RepNoise",
+    "oracle_matching": "Oracle matching",
+}
 
 
 @dataclass(frozen=True)

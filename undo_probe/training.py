@@ -211,15 +211,13 @@ class _Loop:
 
     def _update(self) -> bool:
         """One optimiser step; False, with nothing changed, when loss or gradient is not finite."""
-        accumulate = self.settings.accumulate
-        self.optimizer.zero_grad(set_to_none=True)
-        value = torch.zeros(())
-        for part in range(accumulate):
-            with self.accelerator.autocast():
-                value = self.loss(self.prepared, self.step * accumulate + part) / accumulate
-            if not torch.isfinite(value):
-                return False
-            self.accelerator.backward(value)
+        value = self._gradient()
+        if value is None:
+            return False
+        if self.settings.sharpness:
+            with self._uphill(self.settings.sharpness):
+                if self._gradient() is None:
+                    return False
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip, foreach=False)
         if not torch.isfinite(norm):
             return False
@@ -227,8 +225,41 @@ class _Loop:
             group["lr"] = learning_rate(self.settings, self.step)
         self.optimizer.step()
         if self.context.report is not None:
-            self.context.report(self.step + 1, self.settings.steps, loss=float(value.detach()) * accumulate)
+            self.context.report(self.step + 1, self.settings.steps, loss=value)
         return True
+
+    def _gradient(self) -> float | None:
+        """The gradient over all micro-batches of this step, in ``.grad``, and the last one's loss."""
+        accumulate = self.settings.accumulate
+        self.optimizer.zero_grad(set_to_none=True)
+        value = torch.zeros(())
+        for part in range(accumulate):
+            with self.accelerator.autocast():
+                value = self.loss(self.prepared, self.step * accumulate + part) / accumulate
+            if not torch.isfinite(value):
+                return None
+            self.accelerator.backward(value)
+        return float(value.detach()) * accumulate
+
+    @contextmanager
+    def _uphill(self, radius: float) -> Iterator[None]:
+        """The weights moved by ``radius`` along the gradient, and put back bit for bit.
+
+        The gradient there is taken over every micro-batch, not the last one alone.
+        """
+        moved = [p for p in self.parameters if p.grad is not None]
+        before = [p.detach().clone() for p in moved]
+        gradients = [p.grad for p in moved if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))
+        with torch.no_grad():
+            for parameter, gradient in zip(moved, gradients, strict=True):
+                parameter.add_(gradient * (radius / (norm + 1e-12)))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(moved, before, strict=True):
+                    parameter.copy_(value)
 
     def _look(self) -> str:
         """Measures where the watch says so; the reason to stop, or an empty text."""

@@ -1,7 +1,8 @@
 """Published losses, each written another way than in the package: loops, NumPy, PyTorch's own kl_div.
 
 Sources: MaxEnt and distillation, arXiv 2506.06278 and its code; RMU, arXiv 2403.03218, equation 3, with the
-mean over width that its public code takes.
+mean over width that its public code takes; NPO, arXiv 2404.05868, equation 3; SimNPO, arXiv 2410.07163, equation
+5; UNDIAL, arXiv 2402.10052, equation 3; the kernels of MMD as in arXiv 2405.14577.
 """
 
 import math
@@ -54,3 +55,54 @@ def rmu(
     steer = np.mean([np.sum((state - c * unit) ** 2) / width for state in forget])
     hold = np.mean([np.sum((a - b) ** 2) / width for a, b in zip(retain, retain_frozen, strict=True)])
     return float(steer + alpha * hold)
+
+
+def row_log_probabilities(logits: Tensor, tokens: Tensor, mask: Tensor) -> list[float]:
+    found = []
+    for row in range(len(tokens)):
+        one = slice(row, row + 1)
+        terms = [
+            math.log(float(place.double().softmax(-1)[token]))
+            for place, token in answers(logits[one], tokens[one], mask[one])
+        ]
+        found.append(sum(terms))
+    return found
+
+
+def npo(policy: list[float], reference: list[float], beta: float) -> float:
+    """(2 / beta) E log(1 + (p / p_ref)^beta): the form of the paper, without the sigmoid."""
+    ratios = [math.exp(p - r) for p, r in zip(policy, reference, strict=True)]
+    return 2 / beta * float(np.mean([math.log(1 + ratio**beta) for ratio in ratios]))
+
+
+def simnpo(policy: list[float], lengths: list[int], beta: float, gamma: float) -> float:
+    terms = []
+    for p, length in zip(policy, lengths, strict=True):
+        score = -beta / length * p - gamma
+        terms.append(math.log(1 / (1 + math.exp(-score))))
+    return -2 / beta * float(np.mean(terms))
+
+
+def undial(logits: np.ndarray, reference: np.ndarray, true: list[int], strength: float) -> float:
+    terms = []
+    for student, teacher, token in zip(logits, reference, true, strict=True):
+        lowered = teacher.copy()
+        lowered[token] -= strength
+        wanted = np.exp(lowered) / np.exp(lowered).sum()
+        terms.append(-float((wanted * np.log(np.exp(student) / np.exp(student).sum())).sum()))
+    return float(np.mean(terms))
+
+
+def mmd(one: np.ndarray, other: np.ndarray) -> float:
+    both = [*one, *other]
+    squares = [[float(((a - b) ** 2).sum()) for b in both] for a in both]
+    count = len(both)
+    width = sum(sum(row) for row in squares) / (count * count - count)
+
+    def kernel(i: int, j: int) -> float:
+        return sum(math.exp(-squares[i][j] / (width * factor)) for factor in (0.25, 0.5, 1, 2, 4))
+
+    first, second = range(len(one)), range(len(one), count)
+    within = np.mean([kernel(i, j) for i in first for j in first])
+    beyond = np.mean([kernel(i, j) for i in second for j in second])
+    return float(within + beyond - 2 * np.mean([kernel(i, j) for i in first for j in second]))

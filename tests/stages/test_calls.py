@@ -58,7 +58,8 @@ def test_each_stage_is_shown_its_own_mixture_and_no_other(stage: Any, mixtures: 
 
 def test_an_unknown_method_and_an_unknown_setting_are_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        up.UndoProbeError, match="no unlearning method 'npoo': there are maxent, graddiff, rmu"
+        up.UndoProbeError,
+        match="no unlearning method 'npoo': there are maxent, graddiff, rmu, npo, simnpo, undial, sam, repnoise",
     ):
         up.unlearn(tiny.model(), tiny.task(), method="npoo")
     with pytest.raises(up.UndoProbeError, match=r"setting 'lr': .* \(settings are steps, .*learning_rate"):

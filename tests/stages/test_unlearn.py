@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from undo_probe import losses
-from undo_probe.config import GradDiffConfig, MaxEntConfig, RMUConfig
+from undo_probe.config import GradDiffConfig, RMUConfig, UnlearnConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.models import HookedTransformer, content_hash, flops_per_token, weights
 from undo_probe.stages import StageResult
-from undo_probe.stages.unlearn import METHODS
+from undo_probe.stages.unlearn import METHODS, STARTS_FROM
 from undo_probe.stages.unlearn.rmu import control_vector, rmu
 from undo_probe.training import Context
 
@@ -34,11 +34,24 @@ def taught() -> dict[str, StageResult]:
         steps=80, batch_size=32, learning_rate=0.02, layer=0, c=C, retain_weight=30.0, eval_every=80
     )
     graddiff_settings = GradDiffConfig(steps=60, batch_size=48, learning_rate=5e-4, retain_weight=10.0)
-    return {
+    others = {
+        "npo": {"learning_rate": 2e-3},
+        "simnpo": {"learning_rate": 2e-3},
+        "undial": {"learning_rate": 1e-3},
+        "sam": {"learning_rate": 1e-3, "retain_weight": 1.0},
+        "repnoise": {"learning_rate": 1e-3, "retain_weight": 10.0},
+    }
+    made = {
         "maxent": tiny.suppressed(),
         "graddiff": METHODS["graddiff"](tiny.knowing(), TASK, graddiff_settings, Context(SEED)),
         "rmu": rmu(tiny.knowing(), TASK, rmu_settings, Context(SEED)),
     }
+    for method, more in others.items():
+        section: Any = type(getattr(UnlearnConfig(), method))
+        settings = section(steps=60, batch_size=48, eval_every=60, **more)
+        start = made[STARTS_FROM[method]].model if method in STARTS_FROM else tiny.knowing()
+        made[method] = METHODS[method](start, TASK, settings, Context(SEED))
+    return made
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -54,7 +67,7 @@ def test_forget_accuracy_falls_and_retain_is_kept(method: str, taught: dict[str,
 def test_the_model_that_was_given_is_untouched(method: str) -> None:
     model = tiny.half_trained()
     before, hooks = content_hash(model), tiny.hook_count(model)
-    section: Any = {"maxent": MaxEntConfig, "graddiff": GradDiffConfig, "rmu": RMUConfig}[method]
+    section: Any = type(getattr(UnlearnConfig(), method))
     done = METHODS[method](model, TASK, section(steps=3, batch_size=8), Context(SEED))
     assert content_hash(model) == before != content_hash(done.model)
     assert tiny.hook_count(model) == tiny.hook_count(done.model) == hooks
@@ -96,6 +109,32 @@ def test_output_methods_pay_for_two_batches_and_label_one(taught: dict[str, Stag
     assert ledger.labelled_tokens == rows * TASK.n_ctx
     assert ledger.tokens == 2 * rows * TASK.n_ctx
     assert ledger.flops == pytest.approx(6 * rows * TASK.n_ctx * flops_per_token(tiny.knowing(), TASK.n_ctx))
+
+
+@pytest.mark.parametrize(("method", "passes"), [("npo", 7), ("undial", 7), ("simnpo", 6), ("sam", 12)])
+def test_frozen_forwards_and_second_gradients_are_paid_for(
+    method: str, passes: int, taught: dict[str, StageResult]
+) -> None:
+    tokens = 60 * 48 * TASK.n_ctx
+    expected = passes * tokens * flops_per_token(tiny.knowing(), TASK.n_ctx)
+    assert taught[method].ledger.flops == pytest.approx(expected)
+
+
+def test_repnoise_draws_the_forget_states_of_the_mlps_toward_noise_and_leaves_no_hook(
+    taught: dict[str, StageResult],
+) -> None:
+    """The reference adds hooks to every module at every call and never takes them away."""
+    draw = torch.Generator().manual_seed(0)
+
+    def distance(model: HookedTransformer) -> float:
+        rows = TASK.rows("forget_T")
+        with torch.no_grad():
+            _, cache = model.run_with_cache(rows.tokens)
+        states = cache["blocks.1.hook_mlp_out"][:, :-1][rows.answer_mask[:, 1:]]
+        return float(losses.mmd(states, torch.randn(states.shape, generator=draw)))
+
+    assert distance(taught["repnoise"].model) < 0.8 * distance(taught["maxent"].model)
+    assert tiny.hook_count(taught["repnoise"].model) == tiny.hook_count(tiny.knowing())
 
 
 def test_rmu_moves_forget_states_to_c_times_u_and_holds_retain_states(

@@ -32,11 +32,18 @@ _METHODS = {
     "rmu": (PURPLE, "square", "dashdot"),
     "cir": (VERMILION, "hexagram", "longdash"),
     "npo": (PURPLE, "bowtie", "dot"),
+    "simnpo": (PURPLE, "hourglass", "dot"),
+    "undial": (VERMILION, "diamond-tall", "dot"),
+    "sam": (ORANGE, "diamond-wide", "longdash"),
+    "repnoise": (ORANGE, "diamond-x", "dashdot"),
+    "oracle_matching": (GREEN, "square-x", "dot"),
 }
 _ALPHA_MARKERS = (
     "circle-dot", "triangle-left", "triangle-down", "triangle-right", "pentagon", "hexagon2",
     "hexagon", "octagon", "star", "star-square", "star-diamond",
 )  # fmt: skip
+# drawn everywhere; further noise draws, lengths and rates would drown a picture and have their own
+STORY_VARIANTS = ("", "b", "twin", "placebo", "fresh")
 OPERATIONS = {"+": "addition", "-": "subtraction", "*": "multiplication", "/": "division"}
 LONGEST = 40
 _DIRECTIONS = {chr(code) for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}

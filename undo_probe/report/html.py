@@ -9,7 +9,7 @@ from undo_probe import figures, files
 from undo_probe.errors import UndoProbeError
 from undo_probe.figures import Figure
 from undo_probe.figures.figure import POLICY, plotly_source, script_json, table_html
-from undo_probe.figures.look import NIGHT
+from undo_probe.figures.look import NIGHT, STORY_VARIANTS
 from undo_probe.report import sections
 from undo_probe.report.folder import RunFiles, read_run
 from undo_probe.report.verdict import verdict
@@ -94,11 +94,14 @@ def _coded(text: str) -> str:
 
 
 def _figures(run: RunFiles) -> dict[str, Shown]:
-    curves, readings = run.curves, run.readings
+    curves, readings = (
+        table.loc[table["variant"].isin(STORY_VARIANTS)] if "variant" in table else table
+        for table in (run.curves, run.readings)
+    )
     makers: dict[str, Callable[[], Figure]] = {
         "relearning": lambda: figures.relearning(curves, readings),
         "attacks": lambda: figures.attacks(curves),
-        "lengths": lambda: figures.lengths(curves, readings),
+        "lengths": lambda: figures.lengths(run.curves, run.readings),
         "tradeoff": lambda: figures.tradeoff(readings),
         "bits": lambda: figures.probes(readings),
         "bits_retain": lambda: figures.probes(readings, task_split="retain"),

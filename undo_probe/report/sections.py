@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from undo_probe.figures.look import NIGHT, OPERATIONS, in_order, look, teacher_method
+from undo_probe.figures.look import NIGHT, OPERATIONS, STORY_VARIANTS, in_order, look, teacher_method
 from undo_probe.figures.tables import (
     arm_from_row,
     last_step,
@@ -74,7 +74,7 @@ class Column:
 def diagram(readings: "pd.DataFrame") -> Diagram | None:
     """The stages with the accuracies of each, or None where nothing was scored."""
     found = [reading for reading in readings_of(readings, "accuracy") if reading.value is not None]
-    arms = in_order(reading.arm for reading in found)
+    arms = [arm for arm in in_order(r.arm for r in found) if arm.variant in STORY_VARIANTS]
     if not arms:
         return None
     main = teacher_method(arms)

@@ -20,7 +20,7 @@ def unlearn(
     Args:
         model: what knows the forget set.
         task: what is forgotten and what is kept.
-        method: maxent, graddiff or rmu.
+        method: one of :data:`undo_probe.stages.unlearn.METHODS`.
         seed: of the batches and of what the method draws.
         **settings: the method's own, for example ``c=6.5`` for rmu; see the presets for their names.
 

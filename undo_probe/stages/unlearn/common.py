@@ -1,13 +1,15 @@
 """What the output-level methods share: one forget and one retain batch a step, in one forward pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from undo_probe import losses
 from undo_probe.config import FitConfig
-from undo_probe.models import HookedTransformer, flops_per_token
+from undo_probe.models import HookedTransformer, clone, flops_per_token, to_device
 from undo_probe.stages import StageResult
 from undo_probe.stages.pretrain import accuracy_rows
 from undo_probe.tasks import Batch, Task
@@ -31,7 +33,45 @@ def step_cost(
     """Cost of a step over one forget and one retain batch; ``teacher_forwards`` in batches of rows."""
     tokens = settings.batch_size * task.n_ctx * settings.accumulate
     per_token = flops_per_token(model, task.n_ctx)
-    return Cost((6 + teacher_forwards) * tokens * per_token, 2 * tokens, tokens)
+    passes = (6 + teacher_forwards) * (2 if settings.sharpness else 1)
+    return Cost(passes * tokens * per_token, 2 * tokens, tokens)
+
+
+def frozen_logits(
+    model: HookedTransformer, context: Context
+) -> Callable[[Int[Tensor, "row pos"]], Float[Tensor, "row pos vocab"]]:
+    """What the model says before it is trained, as a function of tokens."""
+    before = to_device(clone(model).eval(), context.device)
+
+    def logits(tokens: Tensor) -> Tensor:
+        with torch.no_grad():
+            return before(tokens, return_type="logits")
+
+    return logits
+
+
+@contextmanager
+def capture(model: torch.nn.Module, names: Iterable[str], into: dict[str, Tensor]) -> Iterator[None]:
+    """Keeps the outputs of hook points while the block runs.
+
+    Module hooks, not run_with_hooks: they also fire when the model is wrapped for several devices.
+    """
+    inner = getattr(model, "module", model)  # what such a wrapper holds
+    handles = []
+
+    def keeper(name: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def keep(_module: torch.nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            into[name] = output
+
+        return keep
+
+    try:
+        for name in names:
+            handles.append(inner.get_submodule(name).register_forward_hook(keeper(name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def forget_and_retain(
@@ -41,6 +81,7 @@ def forget_and_retain(
     retain_weight: float,
     context: Context,
     forget_loss: ForgetLoss,
+    teacher_forwards: float = 0.0,
 ) -> StageResult:
     """Minimises ``forget_loss + retain_weight * cross-entropy(retain)``."""
 
@@ -51,7 +92,7 @@ def forget_and_retain(
         kept = losses.next_token(on_retain, retain.tokens, retain.answer_mask)
         return forget_loss(on_forget, forget) + retain_weight * kept
 
-    return run(model, task, settings, context, loss)
+    return run(model, task, settings, context, loss, teacher_forwards=teacher_forwards)
 
 
 def run(
@@ -61,11 +102,12 @@ def run(
     context: Context,
     loss: Loss,
     trainable: Callable[[str], bool] | None = None,
+    teacher_forwards: float = 0.0,
 ) -> StageResult:
     """Trains with the shared history and ledger of unlearning stages."""
     watch = Watch(
         lambda student, step: accuracy_rows(student, task), lambda step: step % settings.eval_every == 0
     )
-    cost = step_cost(model, task, settings)
+    cost = step_cost(model, task, settings, teacher_forwards)
     done = fit(model, settings, loss, context, watch=watch, cost=cost, trainable=trainable)
     return StageResult(done.model, rows=done.rows, ledger=done.ledger, stopped=done.stopped)

@@ -1,8 +1,5 @@
 """RMU: steer the forget states of one block to a fixed random point, hold the retain states."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,7 +10,7 @@ from undo_probe.errors import UndoProbeError
 from undo_probe.models import HookedTransformer, clone, flops_per_token, to_device
 from undo_probe.randomness import generator
 from undo_probe.stages import StageResult
-from undo_probe.stages.unlearn.common import run, two_batches
+from undo_probe.stages.unlearn.common import capture, run, two_batches
 from undo_probe.tasks import Task
 from undo_probe.training import Context
 
@@ -81,23 +78,9 @@ def _trained(model: HookedTransformer, settings: RMUConfig) -> set[str]:
     return wanted
 
 
-@contextmanager
-def _capture(module: torch.nn.Module, into: list[Tensor]) -> Iterator[None]:
-    # a module hook, not run_with_hooks: it also fires when the model is wrapped for several devices
-    def keep(_module: torch.nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        into.append(output)
-
-    handle = module.register_forward_hook(keep)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _states(model: torch.nn.Module, tokens: Tensor, layer: int) -> Float[Tensor, "row pos d_model"]:
     """Residual stream after block ``layer`` (0-based) at every position but the first."""
-    inner = getattr(model, "module", model)  # what a wrapper for several devices holds
-    captured: list[Tensor] = []
-    with _capture(inner.get_submodule(f"blocks.{layer}.hook_resid_post"), captured):
+    name, captured = f"blocks.{layer}.hook_resid_post", {}
+    with capture(model, [name], captured):
         model(tokens, return_type=None, stop_at_layer=layer + 1)
-    return captured[0][:, 1:]
+    return captured[name][:, 1:]
