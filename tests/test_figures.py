@@ -227,14 +227,14 @@ def test_twins_and_placebos_have_no_place_in_the_price_figure(readings: pd.DataF
 
 def with_lengths(readings: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The made-up run with UNDO 0.4 and 0.8 taught for other lengths and at another rate."""
-    reached = readings[(readings["measure"] == "relearned") & (readings["stage"] == "distilled")]
-    history = curves[(curves["kind"] == "training") & (curves["stage"] == "distilled")]
+    reached = readings.loc[(readings["measure"] == "relearned") & (readings["stage"] == "distilled")]
+    history = curves.loc[(curves["kind"] == "training") & (curves["stage"] == "distilled")]
     more_readings, more_curves = [readings], [curves]
     for variant, share in (("x0.5", 0.5), ("equal steps", 3.0), ("rate 0.002", 0.7), ("twin", 1.0)):
         for alpha in (0.4, 0.8):
-            own = reached[(reached["alpha"] == alpha) & (reached["variant"] == "")]
+            own = reached.loc[(reached["alpha"] == alpha) & (reached["variant"] == "")]
             more_readings.append(own.assign(variant=variant, value=own["value"] * 0.9))
-            path = history[(history["alpha"] == alpha) & (history["variant"] == "")]
+            path = history.loc[(history["alpha"] == alpha) & (history["variant"] == "")]
             more_curves.append(path.assign(variant=variant, step=(path["step"] * share).astype(int)))
     return pd.concat(more_curves), pd.concat(more_readings)
 

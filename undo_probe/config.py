@@ -337,7 +337,7 @@ class RunConfig(Section):
 
 
 TINY = RunConfig(name="tiny")
-# every arm of the controls, and the sweep again at other lengths and rates; most of an hour on two cores
+# every arm of the controls, and the sweep again at other lengths and rates; an hour or more on two cores
 SMALL = RunConfig(
     name="small",
     model=ModelConfig(n_layers=4),
