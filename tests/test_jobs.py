@@ -302,9 +302,10 @@ def test_a_report_argument_of_the_caller_is_kept() -> None:
 # --- the parent dies ---------------------------------------------------------------------------------
 
 PARENT = """
-import os, pathlib, sys, time
+import os, pathlib, signal, sys, time
 from undo_probe.jobs import Job, run_jobs, values_of
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 folder = pathlib.Path(sys.argv[1])
 
 def work(name, busy):

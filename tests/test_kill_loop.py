@@ -57,7 +57,9 @@ def start(*words: str) -> subprocess.Popen[str]:
 
 
 def start_run(folder: Path) -> subprocess.Popen[str]:
-    call = "from undo_probe.cli import main; main()"
+    # a shell's background jobs ignore Ctrl-C, and so would what they start
+    call = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    call += "from undo_probe.cli import main; main()"
     words = ("run", "smoke", *SETTINGS, "--out", str(folder), "--workers", "2", "--until", "score")
     return start("-c", call, *words)
 
