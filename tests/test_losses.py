@@ -169,3 +169,24 @@ def test_reverse_kl_is_forward_kl_with_the_roles_exchanged(batch: tuple[Tensor, 
     one, other = (losses.answer_logits(each, mask) for each in (logits, logits.flip(0)))
     expected = (one.softmax(-1) * (one.log_softmax(-1) - other.log_softmax(-1))).sum(-1).mean()
     torch.testing.assert_close(losses.reverse_kl(one, other), expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 100])
+def test_chunked_kl_has_the_value_and_the_gradients_of_the_whole_one(chunk: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64, requires_grad=True)
+
+    states, weight, bias = random(13, 6), random(6, 40), random(40)
+    teacher, teacher_weight, teacher_bias = random(13, 8), random(8, 40), random(40)
+    own = (states, weight, bias)
+    whole = losses.forward_kl(states @ weight + bias, (teacher @ teacher_weight + teacher_bias).detach())
+    expected = torch.autograd.grad(3 * whole, own)
+    loss = losses.chunked_forward_kl(states, (weight, bias), teacher, (teacher_weight, teacher_bias), chunk)
+    torch.testing.assert_close(loss, whole, rtol=1e-12, atol=1e-12)
+    (3 * loss).backward()
+    for found, wanted in zip((each.grad for each in own), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    assert teacher.grad is None
+    assert teacher_weight.grad is None

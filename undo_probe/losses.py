@@ -126,3 +126,53 @@ def rmu(
     away = torch.nn.functional.mse_loss(forget, target.expand_as(forget))
     kept = torch.nn.functional.mse_loss(retain, retain_before)
     return away + retain_weight * kept
+
+
+def chunked_forward_kl(
+    student: Float[Tensor, "answer d_student"],
+    unembed: tuple[Float[Tensor, "d_student vocab"], Float[Tensor, " vocab"]],
+    teacher: Float[Tensor, "answer d_teacher"],
+    teacher_unembed: tuple[Float[Tensor, "d_teacher vocab"], Float[Tensor, " vocab"]],
+    chunk: int = 256,
+) -> Float[Tensor, ""]:
+    """:func:`forward_kl` from final states, without ever holding the logits of more than ``chunk`` positions.
+
+    Args:
+        student: states after the final norm.
+        unembed: the student's unembedding matrix and bias.
+        teacher: the teacher's states after its final norm; no gradient flows to it.
+        teacher_unembed: the teacher's unembedding.
+        chunk: positions at a time.
+
+    The gradient with respect to the logits, softmax minus softmax, is known in the forward pass, so it is
+    carried on to states and unembedding there and only those are kept.
+    """
+    return _ChunkedKL.apply(student, *unembed, teacher, *teacher_unembed, chunk)
+
+
+class _ChunkedKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states, weight, bias, teacher_states, teacher_weight, teacher_bias, chunk) -> Tensor:
+        count = len(states)
+        on_states = torch.empty_like(states)
+        on_weight, on_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        total = states.new_zeros(())
+        with torch.autocast(states.device.type, enabled=False):
+            for start in range(0, count, chunk):
+                part = slice(start, start + chunk)
+                log_s = torch.addmm(bias, states[part], weight).log_softmax(dim=-1)
+                log_t = torch.addmm(teacher_bias, teacher_states[part], teacher_weight).log_softmax(dim=-1)
+                p_t = log_t.exp()
+                # elementwise difference, as above
+                total += log_t.sub_(log_s).mul_(p_t).sum()
+                error = log_s.exp_().sub_(p_t).div_(count)
+                on_states[part] = error @ weight.T
+                on_weight.addmm_(states[part].T, error)
+                on_bias += error.sum(dim=0)
+        ctx.save_for_backward(on_states, on_weight, on_bias)
+        return total / count
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+        on_states, on_weight, on_bias = ctx.saved_tensors
+        return gradient * on_states, gradient * on_weight, gradient * on_bias, None, None, None, None

@@ -108,3 +108,15 @@ def test_a_step_costs_the_student_three_forwards_and_the_teacher_one(undo: Stage
     tokens = 120 * 64 * TASK.n_ctx
     assert undo.ledger.tokens == tokens
     assert undo.ledger.flops == pytest.approx(4 * tokens * flops_per_token(tiny.knowing(), TASK.n_ctx))
+
+
+def test_in_chunks_over_the_vocabulary_the_student_becomes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In what it says: Adam makes steps of the rounding error where the gradient is zero (key biases)."""
+    settings = DistillConfig(steps=5, batch_size=16, tolerance=0.0, stop="never", eval_every=5)
+    rows, said = tiny.tokens(), []
+    for limit in (10**6, 1):
+        monkeypatch.setattr("undo_probe.stages.distill.CHUNKED_FROM", limit)
+        done = distill(tiny.model(seed=5), tiny.model(seed=6), tiny.task(), settings, Context(seed=0))
+        said.append(tiny.logits(done.model, rows))
+    torch.testing.assert_close(said[1], said[0], atol=1e-5, rtol=1e-4)
+    assert (said[0] - tiny.logits(tiny.model(seed=5), rows)).abs().max() > 1e-2

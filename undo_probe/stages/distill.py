@@ -1,5 +1,7 @@
 """Distill on outputs: the student learns what the teacher still says, and nothing else."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from undo_probe.tasks import Task
 from undo_probe.training import Context, Cost, Row, Watch, fit
 
 VERSION = 1
+CHUNKED_FROM = 8192
+"""Vocabulary from which the logits of a whole batch are never held at once; below it there is nothing to save."""
 
 
 def distill(
@@ -34,9 +38,14 @@ def distill(
     dev = task.rows("retain_dev")
     goal = float(np.mean(list(by_operation(answers_correct(frozen, dev), dev).values())))
 
+    capped = any(each.cfg.output_logits_soft_cap > 0 for each in (student, frozen))
+    chunked = student.cfg.d_vocab >= CHUNKED_FROM and not capped
+
     def loss(model: torch.nn.Module, step: int) -> Tensor:
         batch = task.batch("distill", settings.batch_size, context.seed, step)
         tokens, mask = batch.tokens.to(context.device), batch.answer_mask.to(context.device)
+        if chunked:
+            return _chunked_kl(model, frozen, tokens, mask)
         with torch.no_grad():
             wanted = losses.answer_logits(frozen(tokens, return_type="logits"), mask)
         return losses.forward_kl(losses.answer_logits(model(tokens, return_type="logits"), mask), wanted)
@@ -55,3 +64,18 @@ def distill(
     )
     done = fit(student, settings, loss, context, watch=watch, cost=cost)
     return StageResult(done.model, rows=done.rows, ledger=done.ledger, stopped=done.stopped)
+
+
+def _chunked_kl(model: torch.nn.Module, teacher: HookedTransformer, tokens: Tensor, mask: Tensor) -> Tensor:
+    inner: Any = getattr(model, "module", model)  # what a wrapper for several devices holds
+    with torch.no_grad():
+        wanted = _final_states(teacher, teacher, tokens, mask)
+    own = _final_states(model, inner, tokens, mask)
+    unembeds = [(each.unembed.W_U, each.unembed.b_U) for each in (inner, teacher)]
+    return losses.chunked_forward_kl(own, unembeds[0], wanted, unembeds[1])
+
+
+def _final_states(model: torch.nn.Module, inner: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+    """States after the final norm at the places that predict an answer token."""
+    states = model(tokens, return_type=None, stop_at_layer=inner.cfg.n_layers)
+    return losses.answer_logits(inner.ln_final(states), mask)
