@@ -68,3 +68,8 @@ def pytest_make_collect_report() -> Iterator[None]:
     report = yield
     _refuse_unlisted_skip(report)
     return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that the last minutes of a parallel run are not one test's alone."""
+    items.sort(key=lambda item: item.path.name != "test_kill_loop.py")

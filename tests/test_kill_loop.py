@@ -18,7 +18,7 @@ from undo_probe.files import FolderLock, read_json
 from undo_probe.pipeline import plan, run_undo
 from undo_probe.store import Run, Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 REPO = Path(__file__).parents[1]
 KILLS = 20
