@@ -384,3 +384,26 @@ def test_the_kernel_is_used_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) 
     assert len(calls) == 2
     ours.run_with_cache(rows, names_filter="blocks.0.attn.hook_pattern")
     assert len(calls) == 3
+
+
+def test_whoever_changes_the_norms_scale_changes_what_the_library_would() -> None:
+    plain, ours = pair("standard")
+    rows = torch.randint(20, (3, 12), generator=torch.Generator().manual_seed(4))
+    for point in ("blocks.0.ln1.hook_scale", "blocks.1.ln2.hook_normalized", "ln_final.hook_scale"):
+        double = (point, lambda value, hook: 2 * value)
+        one, two = (m.run_with_hooks(rows, fwd_hooks=[double]) for m in (plain, ours))
+        torch.testing.assert_close(two, one, atol=2e-5, rtol=1e-5)
+        assert (ours(rows) - two).abs().max() > 0.01
+
+
+def test_the_norm_is_one_kernel_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, ours = pair("standard")
+    rows = torch.randint(20, (3, 12), generator=torch.Generator().manual_seed(5))
+    calls = []
+    kernel = torch.nn.functional.layer_norm
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", lambda *a, **k: calls.append(1) or kernel(*a, **k))
+    plain(rows)
+    assert not calls
+    ours(rows)
+    # the library norms for query, key and value by themselves
+    assert len(calls) == (3 + 1) * 2 + 1

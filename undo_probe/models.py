@@ -18,6 +18,7 @@ from torch import Tensor
 from undo_probe.config import ModelConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import atomic_folder, digest, read_json, write_json
+from undo_probe.fused import fuse
 from undo_probe.randomness import derive_seed
 
 with warnings.catch_warnings():
@@ -26,6 +27,7 @@ with warnings.catch_warnings():
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.components.attention import Attention
     from transformer_lens.components.grouped_query_attention import GroupedQueryAttention
+    from transformer_lens.components.layer_norm import LayerNorm
 
 # CUDA's matrix products are deterministic only with this, read once, at the first product of the process
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -56,77 +58,11 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _fused(base: Any) -> Any:
-    """The attention module ``base`` with one kernel for it, wherever nobody looks at scores or pattern.
-
-    The library's own forward pass stays; only the three calls in it that make, mask and use the pattern are
-    answered differently, and not when a hook, a padding mask, a cache or a variant needs the pattern.
-    """
-
-    class Fused(base):
-        _waiting: tuple[Tensor, Tensor] | None = None
-
-        def calculate_attention_scores(self, q: Tensor, k: Tensor) -> Tensor:
-            self._waiting = None
-            if not _fusable(self, q, k):
-                return super().calculate_attention_scores(q, k)
-            self._waiting = q, k
-            return q.new_empty(
-                q.shape[0], q.shape[2], q.shape[1], 0
-            )  # scores over no key: nothing to compute
-
-        def apply_causal_mask(
-            self, attn_scores: Tensor, past_kv_pos_offset: int = 0, attention_mask: Tensor | None = None
-        ) -> Tensor:
-            if self._waiting is not None and attention_mask is None:
-                return attn_scores  # the kernel masks
-            if self._waiting is not None:
-                attn_scores, self._waiting = super().calculate_attention_scores(*self._waiting), None
-            return super().apply_causal_mask(attn_scores, past_kv_pos_offset, attention_mask)
-
-        def calculate_z_scores(self, v: Tensor, pattern: Tensor) -> Tensor:
-            if self._waiting is None:
-                return super().calculate_z_scores(v, pattern)
-            (q, k), self._waiting = self._waiting, None
-            q, k, v = (each.transpose(1, 2) for each in (q, k, v))
-            k, v = (each.repeat_interleave(q.shape[1] // each.shape[1], dim=1) for each in (k, v))
-            z = torch.nn.functional.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=1 / float(self.attn_scale)
-            )
-            return self.hook_z(z.transpose(1, 2))
-
-    Fused.__name__ = Fused.__qualname__ = f"Fused{base.__name__}"
-    return Fused
-
-
-_FUSED = {base: _fused(base) for base in (Attention, GroupedQueryAttention)}
-
-
-def _fusable(attention: Any, q: Tensor, k: Tensor) -> bool:
-    cfg = attention.cfg
-    looked_at = any(
-        point._forward_hooks or point._forward_pre_hooks or point._backward_hooks or point._backward_pre_hooks
-        for point in (attention.hook_attn_scores, attention.hook_pattern)
-    )
-    return (
-        not looked_at
-        and q.shape[1] == k.shape[1]
-        and cfg.positional_embedding_type in ("standard", "rotary", "shortformer")
-        and (attention._attention_dir_override or cfg.attention_dir) == "causal"
-        and attention.attn_type == "global"
-        and cfg.attn_scores_soft_cap <= 0
-        and not cfg.use_attention_sinks
-    )
-
-
 def _construct(shape: HookedTransformerConfig) -> HookedTransformer:
     """A HookedTransformer on the CPU with torch's global random state as it was."""
     with torch.random.fork_rng(devices=[]), _quiet():
         model = HookedTransformer(shape, move_to_device=False)
-    for block in model.blocks:
-        kind = _FUSED.get(type(block.attn)) if hasattr(block, "attn") else None
-        if kind is not None:
-            block.attn.__class__ = kind  # the same module, with three methods replaced
+    fuse(model, attention=(Attention, GroupedQueryAttention), norm=(LayerNorm,))
     return model
 
 

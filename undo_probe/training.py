@@ -173,7 +173,7 @@ class _Loop:
         self.model = model
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=False
+            parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.prepared, self.optimizer = accelerator.prepare(model, optimizer)
         self.parameters = parameters
