@@ -86,27 +86,25 @@ class FitConfig(Section):
     eval_every: Count = 20
 
 
-class MaxEntConfig(FitConfig):
+class UnlearnFit(FitConfig):
+    """What unlearning methods share: a short run at a constant rate, and the weight of the retain term."""
+
+    steps: Steps = 100
+    learning_rate: Rate = 3e-4
+    warmup: Steps = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    retain_weight: Annotated[float, Field(ge=0.0)] = 5.0
+
+
+class MaxEntConfig(UnlearnFit):
     """MaxEnt: forward KL from the uniform distribution on forget answers, cross-entropy on retain."""
 
-    steps: Steps = 100
-    learning_rate: Rate = 3e-4
-    warmup: Steps = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    retain_weight: Annotated[float, Field(ge=0.0)] = 5.0
 
-
-class GradDiffConfig(FitConfig):
+class GradDiffConfig(UnlearnFit):
     """GradDiff: gradient ascent on forget answers, descent on retain."""
 
-    steps: Steps = 100
-    learning_rate: Rate = 3e-4
-    warmup: Steps = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    retain_weight: Annotated[float, Field(ge=0.0)] = 5.0
 
-
-class RMUConfig(FitConfig):
+class RMUConfig(UnlearnFit):
     """RMU: forget states of one block pushed to ``c * u``, retain states held where they were.
 
     ``tensors`` name the trained parameters of each block up to ``layer``; ``target`` says how ``u`` is drawn
@@ -115,8 +113,6 @@ class RMUConfig(FitConfig):
 
     steps: Steps = 300
     learning_rate: Rate = 1e-3
-    warmup: Steps = 0
-    schedule: Literal["constant", "cosine"] = "constant"
     layer: Steps = 0
     c: Annotated[float, Field(gt=0.0)] = 20.0
     retain_weight: Annotated[float, Field(ge=0.0)] = 100.0
@@ -124,14 +120,9 @@ class RMUConfig(FitConfig):
     tensors: tuple[str, ...] = ("mlp.W_in", "mlp.b_in", "mlp.W_out", "mlp.b_out")
 
 
-class NPOConfig(FitConfig):
+class NPOConfig(UnlearnFit):
     """NPO: the forget answers become less likely than in the original; ``beta`` says how soon that is enough."""
 
-    steps: Steps = 100
-    learning_rate: Rate = 3e-4
-    warmup: Steps = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    retain_weight: Annotated[float, Field(ge=0.0)] = 5.0
     beta: Annotated[float, Field(gt=0.0)] = 0.1
 
 
@@ -142,14 +133,9 @@ class SimNPOConfig(NPOConfig):
     gamma: float = 0.0
 
 
-class UNDIALConfig(FitConfig):
+class UNDIALConfig(UnlearnFit):
     """UNDIAL: the original's own distribution with the true token's logit lowered by ``strength``."""
 
-    steps: Steps = 100
-    learning_rate: Rate = 3e-4
-    warmup: Steps = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    retain_weight: Annotated[float, Field(ge=0.0)] = 5.0
     strength: Annotated[float, Field(ge=0.0)] = 10.0
 
 
@@ -159,18 +145,13 @@ class SAMConfig(MaxEntConfig):
     sharpness: Annotated[float, Field(ge=0.0)] = 0.01
 
 
-class RepNoiseConfig(FitConfig):
+class RepNoiseConfig(UnlearnFit):
     """RepNoise on top of the MaxEnt model: forget states of every MLP drawn toward Gaussian noise.
 
     ``noise_weight`` weighs the distance to the noise (the sheet's beta), ``ascent_weight`` the loss that is
     climbed at every layer (alpha).
     """
 
-    steps: Steps = 100
-    learning_rate: Rate = 3e-4
-    warmup: Steps = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    retain_weight: Annotated[float, Field(ge=0.0)] = 5.0
     noise_weight: Annotated[float, Field(ge=0.0)] = 0.1
     ascent_weight: Annotated[float, Field(ge=0.0)] = 1.0
 
