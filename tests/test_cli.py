@@ -15,7 +15,7 @@ import pytest
 import tiny
 
 from undo_probe.cli import main
-from undo_probe.config import PRESETS, preset
+from undo_probe.presets import PRESETS, preset
 from undo_probe.store import Run, Store
 
 REPO = Path(__file__).parents[1]
@@ -133,7 +133,7 @@ def test_the_store_is_listed_from_its_own_folder_and_from_the_runs(call: Call, f
 def test_pruning_asks_first_and_deletes_only_what_the_run_does_not_use(call: Call, folder: Path) -> None:
     used = Run(folder).store.keys()
     assert call("store", "prune", folder).out == ""
-    stray = Run(folder).store.write("noise", {"kind": "noise", "parents": []}, model=tiny.model())
+    stray = Run(folder).store.write({"kind": "noise", "parents": []}, model=tiny.model())
     said = call("store", "prune", folder)
     assert re.fullmatch(rf"would delete {stray[:12]}  \d\.\d\d MB\n", said.out)
     assert stray in Run(folder).store

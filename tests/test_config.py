@@ -6,18 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from undo_probe.config import (
-    PRESETS,
-    FitConfig,
-    NoiseConfig,
-    RunConfig,
-    differences,
-    load_config,
-    override,
-    preset,
-    upgrade,
-)
+from undo_probe.config import FitConfig, NoiseConfig, RunConfig
 from undo_probe.errors import UndoProbeError
+from undo_probe.presets import PRESETS, differences, load_config, override, preset, upgrade
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -15,7 +15,8 @@ import pytest
 import tiny
 
 from undo_probe.files import FolderLock, read_json
-from undo_probe.pipeline import plan, run_undo
+from undo_probe.pipeline import run_undo
+from undo_probe.plan import plan
 from undo_probe.store import Run, Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]

@@ -13,11 +13,13 @@ import tiny
 
 from undo_probe import pipeline
 from undo_probe.attacks import attack
-from undo_probe.config import RunConfig, preset
+from undo_probe.config import RunConfig
 from undo_probe.errors import JobsFailed, UndoProbeError
 from undo_probe.files import read_json
 from undo_probe.models import content_hash
-from undo_probe.pipeline import KINDS, UNTIL, Step, load_run, plan, run_undo, stage_identity
+from undo_probe.pipeline import KINDS, load_run, run_undo, stage_identity
+from undo_probe.plan import UNTIL, Step, plan
+from undo_probe.presets import preset
 from undo_probe.store import Run, Store, unused
 from undo_probe.training import resolve_device
 
@@ -511,7 +513,7 @@ def test_the_manifest_says_what_the_run_was(attacked: Run) -> None:
 
 
 def test_a_saved_configuration_runs_again(attacked: Run, tmp_path: Path) -> None:
-    from undo_probe.config import load_config
+    from undo_probe.presets import load_config
 
     assert load_config(attacked.folder / "config.json") == attacked.config == tiny.quick()
 

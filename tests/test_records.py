@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from undo_probe.config import preset
 from undo_probe.errors import UndoProbeError
-from undo_probe.pipeline import plan
+from undo_probe.plan import plan
+from undo_probe.presets import preset
 from undo_probe.records import STAGES, Arm, Curve, Ledger, Reading, Record, Scorecard, reading_table
 
 ARM = Arm("distilled", "maxent", 0.4, seed=3, variant="twin", checkpoint="abc")

@@ -42,7 +42,7 @@ def write(store: Store, what: dict[str, Any] = WHAT, **changes: Any) -> str:
         "stopped": "all 3 steps done",
         "extra": {"layer": "blocks.0"},
     }
-    return store.write(what["kind"], what, **{**parts, **changes})
+    return store.write(what, **{**parts, **changes})
 
 
 def test_a_result_comes_back_as_it_was_written(store: Store) -> None:

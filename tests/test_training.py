@@ -81,7 +81,7 @@ def whole() -> Fit:
     return fit(tiny.model(), SETTINGS, next_token, Context(SEED), watch=WATCH, cost=Cost(2.0, 3, 1))
 
 
-def same(one: Fit, other: Fit) -> None:
+def assert_same(one: Fit, other: Fit) -> None:
     assert content_hash(one.model) == content_hash(other.model)
     assert one.rows == other.rows
     assert one.stopped == other.stopped
@@ -95,7 +95,7 @@ def test_training_learns_and_the_argument_is_untouched(whole: Fit) -> None:
     assert content_hash(model) == before != content_hash(done.model)
     assert all(p.grad is None for p in (*model.parameters(), *done.model.parameters()))
     assert done.rows[-1]["value"] < done.rows[0]["value"] - 0.1
-    same(done, whole)
+    assert_same(done, whole)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(whole: Fit) -> None:
@@ -104,7 +104,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(whole: Fit) -> N
         return losses.next_token(model(batch.tokens, return_type="logits"), batch.tokens, batch.answer_mask)
 
     torch.manual_seed(99)
-    same(fit(tiny.model(), SETTINGS, next_token, Context(SEED), watch=WATCH), whole)
+    assert_same(fit(tiny.model(), SETTINGS, next_token, Context(SEED), watch=WATCH), whole)
     assert content_hash(fit(tiny.model(), SETTINGS, other, Context(SEED)).model) != content_hash(whole.model)
 
 
@@ -140,7 +140,7 @@ def test_a_killed_run_that_is_started_again_ends_at_the_same_bits(
     step: int, point: str, whole: Fit, tmp_path: Path
 ) -> None:
     kill = Kill(step, point)
-    same(interrupted(kill, tmp_path), whole)
+    assert_same(interrupted(kill, tmp_path), whole)
     assert kill.done
 
 
@@ -172,7 +172,7 @@ def test_a_run_killed_again_and_again_ends_at_the_same_bits(whole: Fit, tmp_path
                 Context(SEED, folder=tmp_path, save_seconds=0, report=kill.report),
                 watch=WATCH,
             )
-    same(fit(tiny.model(), SETTINGS, next_token, Context(SEED, folder=tmp_path), watch=WATCH), whole)
+    assert_same(fit(tiny.model(), SETTINGS, next_token, Context(SEED, folder=tmp_path), watch=WATCH), whole)
 
 
 def flip(path: Path, place: int) -> None:
@@ -233,7 +233,7 @@ def test_a_damaged_newest_state_is_dropped_and_the_bits_are_the_same(
     if not older:
         shutil.rmtree(work / "step-000000001")
     DAMAGES[damage](newest)
-    same(fit(tiny.model(), SETTINGS, next_token, Context(SEED, folder=work), watch=WATCH), whole)
+    assert_same(fit(tiny.model(), SETTINGS, next_token, Context(SEED, folder=work), watch=WATCH), whole)
 
 
 def test_a_run_killed_after_its_stop_rule_fired_does_not_go_on(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_run_killed_after_its_stop_rule_fired_does_not_go_on(tmp_path: Path) -
     assert list(tmp_path.iterdir())  # what a kill right after training leaves: no stage is stored yet
     again = fit(tiny.model(), SETTINGS, next_token, context, watch=watch)
     assert first.stopped == "stop rule met at step 3"
-    same(again, first)
+    assert_same(again, first)
 
 
 def test_a_finished_run_that_is_started_again_only_returns(whole: Fit, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_a_finished_run_that_is_started_again_only_returns(whole: Fit, tmp_path:
     def never(model: torch.nn.Module, step: int) -> Tensor:
         raise AssertionError(step)
 
-    same(fit(tiny.model(), SETTINGS, never, context, watch=WATCH), whole)
+    assert_same(fit(tiny.model(), SETTINGS, never, context, watch=WATCH), whole)
 
 
 def test_the_stop_rule_sees_step_zero_and_only_the_rows_of_its_step() -> None:
@@ -439,7 +439,7 @@ def test_bfloat16_is_really_used_and_the_next_run_is_float32_again(whole: Fit) -
     seen.clear()
     again = fit(tiny.model(), SETTINGS, noted, Context(SEED), watch=WATCH)
     assert set(seen) == {(torch.float32, False)}
-    same(again, whole)
+    assert_same(again, whole)
     assert content_hash(half.model) != content_hash(whole.model)
 
 
@@ -449,7 +449,7 @@ def test_an_accelerator_that_somebody_else_made_does_not_set_our_precision(whole
 
     theirs = Accelerator(cpu=True, mixed_precision="bf16")
     try:
-        same(fit(tiny.model(), SETTINGS, next_token, Context(SEED), watch=WATCH), whole)
+        assert_same(fit(tiny.model(), SETTINGS, next_token, Context(SEED), watch=WATCH), whole)
     finally:
         del theirs
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -541,7 +541,7 @@ def test_no_steps_return_a_copy() -> None:
 def test_several_threads_give_the_same_bits_twice() -> None:
     settings = SETTINGS.model_copy(update={"steps": 3})
     many = [fit(tiny.model(), settings, next_token, Context(SEED, threads=2)) for _ in range(2)]
-    same(*many)
+    assert_same(*many)
 
 
 def quadratic(model: torch.nn.Module, step: int) -> torch.Tensor:

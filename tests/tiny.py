@@ -5,9 +5,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from undo_probe.config import ArithmeticConfig, FitConfig, MaxEntConfig, ModelConfig, RunConfig, preset
+from undo_probe.config import ArithmeticConfig, FitConfig, MaxEntConfig, ModelConfig, RunConfig
 from undo_probe.evaluation import answers_correct
 from undo_probe.models import HookedTransformer, build
+from undo_probe.presets import preset
 from undo_probe.stages import StageResult
 from undo_probe.stages.pretrain import pretrain
 from undo_probe.stages.unlearn.maxent import maxent

@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 # checkers and editors cannot see through __getattr__.
 _LAZY = {
     "UndoProbeError": "errors",
-    "preset": "config",
-    "load_config": "config",
+    "preset": "presets",
+    "load_config": "presets",
     "run_undo": "pipeline",
     "load_run": "pipeline",
     "attack": "attacks.relearn",
@@ -33,8 +33,6 @@ _LAZY = {
 if TYPE_CHECKING:
     from undo_probe.attacks.relearn import attack as attack
     from undo_probe.attacks.relearn import relearn as relearn
-    from undo_probe.config import load_config as load_config
-    from undo_probe.config import preset as preset
     from undo_probe.errors import UndoProbeError as UndoProbeError
     from undo_probe.interventions import ablate as ablate
     from undo_probe.measures.junk_direction import junk_direction as junk_direction
@@ -42,6 +40,8 @@ if TYPE_CHECKING:
     from undo_probe.models import save_model as save_model
     from undo_probe.pipeline import load_run as load_run
     from undo_probe.pipeline import run_undo as run_undo
+    from undo_probe.presets import load_config as load_config
+    from undo_probe.presets import preset as preset
     from undo_probe.report import write_report as write_report
     from undo_probe.scorecard import score as score
     from undo_probe.stages.calls import distill as distill

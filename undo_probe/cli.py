@@ -43,7 +43,8 @@ def run(
     config = _load(source, words)  # before the slow imports: a mistake is told at once
 
     from undo_probe.attacks import attack as run_attack
-    from undo_probe.pipeline import UNTIL, run_undo
+    from undo_probe.pipeline import run_undo
+    from undo_probe.plan import UNTIL
 
     last = _until(until)
     with _phase("stages") as phase:
@@ -103,7 +104,7 @@ def show(folder: Folder) -> None:
 @app.command()
 def presets(name: Annotated[str | None, typer.Argument(help="Print this preset as JSON.")] = None) -> None:
     """List the presets, or print one."""
-    from undo_probe.config import PRESETS, preset
+    from undo_probe.presets import PRESETS, preset
 
     if name is not None:
         typer.echo(preset(name).model_dump_json(indent=2))
@@ -152,8 +153,8 @@ def _open_store(folder: Path) -> Any:
 
 
 def _load(source: str, words: list[str]) -> Any:
-    from undo_probe.config import load_config
     from undo_probe.errors import UndoProbeError
+    from undo_probe.presets import load_config
 
     plain = [word for word in words if "=" not in word]
     if plain:
@@ -166,7 +167,7 @@ def _load(source: str, words: list[str]) -> Any:
 def _until(until: str) -> int:
     """0 for a stage of the pipeline, then 1 attack, 2 score, 3 report."""
     from undo_probe.errors import UndoProbeError
-    from undo_probe.pipeline import UNTIL
+    from undo_probe.plan import UNTIL
 
     known = (*UNTIL, "attack", "score", "report")
     if until not in known:

@@ -1,30 +1,23 @@
 """The pipeline: ORIGINAL -> UNLEARNED -> NOISED -> DISTILLED, with both oracles beside it.
 
-``run_undo`` reads like the paper's first figure: :func:`plan` lists every model of a run, in order, with its
-parents; each is computed once and kept in the stage store before anything that needs it starts.
+``run_undo`` reads like the paper's first figure: plan.py lists every model of a run, in order, with its parents;
+each is computed once and kept in the stage store before anything that needs it starts.
 """
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from undo_probe.config import (
-    DistillConfig,
-    FitConfig,
-    ModelConfig,
-    RunConfig,
-    UnlearnConfig,
-    differences,
-    load_config,
-)
+from undo_probe.config import DistillConfig, FitConfig, ModelConfig, RunConfig, UnlearnConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import FolderLock, digest, read_json, write_json
 from undo_probe.jobs import Job, default_workers, run_jobs, values_of
 from undo_probe.models import HookedTransformer
+from undo_probe.plan import QUICK, UNTIL, Step, plan
+from undo_probe.presets import differences, load_config
 from undo_probe.randomness import derive_seed
-from undo_probe.records import Arm
 from undo_probe.stages import StageResult, unlearn
 from undo_probe.stages import distill as distilling
 from undo_probe.stages import noise as noising
@@ -34,20 +27,7 @@ from undo_probe.tasks import Task, build_task
 from undo_probe.training import Context, resolve_device
 
 Models = list[HookedTransformer]
-UNTIL = ("original", "unlearned", "noised", "distilled")
 Progress = Callable[[str, int, int | None, dict[str, float]], None]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One model to make: which arm it is, how, and from which other arms (by name, in order)."""
-
-    arm: Arm
-    kind: str
-    settings: dict[str, Any]
-    seed: int
-    parents: tuple[str, ...] = ()
-    until: str = "original"
 
 
 def _fresh(settings: dict[str, Any], parents: Models, task: Task, context: Context) -> StageResult:
@@ -81,129 +61,6 @@ KINDS: dict[str, tuple[Runner, int]] = {
     "noise": (_noise, noising.VERSION),
     "distill": (_distill, distilling.VERSION),
 }
-_QUICK = ("fresh", "noise")  # done in this process: starting a worker costs more
-
-
-def plan(config: RunConfig) -> list[Step]:
-    """Every model of a run, parents before children."""
-    return [*_references(config), *_unlearned(config), *_students(config)]
-
-
-def _step(
-    config: RunConfig, arm: Arm, kind: str, settings: dict, parents: tuple = (), purpose: str = ""
-) -> Step:
-    """A step with its derived seed; ``purpose`` names the stream that arms share (one batch order a sweep)."""
-    seed = derive_seed(config.seed, kind, purpose or arm.name)
-    trained = {"precision": config.precision} if kind not in _QUICK else {}
-    arm = replace(arm, seed=config.seed)
-    return Step(
-        arm, kind, {**settings, **trained}, seed, parents, arm.stage if arm.stage in UNTIL else "original"
-    )
-
-
-def _references(config: RunConfig) -> list[Step]:
-    """The original, both oracles (same number of retain tokens as the original), the random floor."""
-    model = config.model.model_dump(mode="json")
-    fit = config.original.model_dump(mode="json")
-    # half of the original's rows are retain rows
-    half = {**fit, "steps": max(1, fit["steps"] // 2)} if fit["steps"] else fit
-    trained = [("original", "pretrain", fit), ("oracle", "retain", half), ("oracle_matched", "matched", fit)]
-    steps = []
-    for variant in ("", "b") if config.arms.second_seed else ("",):
-        for stage, mixture, schedule in trained:
-            if variant and stage == "oracle_matched":
-                continue
-            settings = {"model": model, "fit": schedule, "mixture": mixture}
-            steps.append(_step(config, Arm(stage, variant=variant), "pretrain", settings))
-    return [*steps, _step(config, Arm("random"), "fresh", {"model": model})]
-
-
-def _unlearned(config: RunConfig) -> list[Step]:
-    """The teacher, the methods beside it, placebos (the same methods on the oracle), and oracle matching."""
-    wanted = dict.fromkeys((config.unlearn.method, *config.unlearn.also))
-    first = [unlearn.STARTS_FROM[method] for method in wanted if method in unlearn.STARTS_FROM]
-    steps = []
-    for method in dict.fromkeys((*first, *wanted)):
-        settings = {"method": method, "fit": getattr(config.unlearn, method).model_dump(mode="json")}
-        before = unlearn.STARTS_FROM.get(method)
-        start = Arm("unlearned", before).name if before else "original"
-        steps.append(_step(config, Arm("unlearned", method), "unlearn", settings, (start,)))
-        wanted_placebo = method == "rmu" and config.arms.placebo_rmu
-        if wanted_placebo or (method == config.unlearn.method and config.arms.placebo_alphas):
-            arm = Arm("unlearned", method, variant="placebo")
-            # its own seed: a placebo that shared RMU's control vector would be no control
-            steps.append(_step(config, arm, "unlearn", settings, ("oracle",)))
-    if config.arms.oracle_matching:
-        fit = config.distill.model_dump(mode="json")
-        fit |= {"steps": config.arms.oracle_matching, "stop": "never"}
-        for variant, start in (("", "original"), ("fresh", "random")):
-            arm = Arm("unlearned", "oracle_matching", variant=variant)
-            steps.append(
-                _step(config, arm, "distill", {"fit": fit}, (start, "oracle"), purpose="oracle matching")
-            )
-    return steps
-
-
-def _students(config: RunConfig) -> list[Step]:
-    """Noised and distilled models: the sweep over alpha, its twins and placebos, and the fresh student.
-
-    Within the sweep all but alpha and the step at which the stop rule fires is fixed: noise draw, batch
-    order, peak rate and the schedule in absolute steps.
-    """
-    method, arms = config.unlearn.method, config.arms
-    teacher = Arm("unlearned", method).name
-    families = [
-        ("" if n == 0 else f"noise {n + 1}", teacher, config.noise.alphas) for n in range(arms.noise_seeds)
-    ]
-    families.append(("twin", "original", arms.twins))
-    families.append(("placebo", Arm("unlearned", method, variant="placebo").name, arms.placebo_alphas))
-    fit = config.distill.model_dump(mode="json")
-    steps = []
-    for variant, taught_by, alphas in families:
-        draw = variant if variant.startswith("noise") else "noise 1"
-        for alpha in alphas:
-            settings = {"alpha": alpha, "beta": config.noise.beta, "gains": config.noise.gains}
-            noised = Arm("noised", method, alpha, variant=variant)
-            steps.append(_step(config, noised, "noise", settings, (taught_by,), purpose=draw))
-            student = replace(noised, stage="distilled")
-            steps.append(
-                _step(config, student, "distill", {"fit": fit}, (noised.name, taught_by), purpose="distill")
-            )
-    steps += _again(config, teacher, fit)
-    if arms.unlearn_and_distill:
-        student = Arm("distilled", method, variant="fresh")
-        steps.append(_step(config, student, "distill", {"fit": fit}, ("random", teacher), purpose="distill"))
-    return steps
-
-
-def _again(config: RunConfig, teacher: str, fit: dict[str, Any]) -> list[Step]:
-    """The sweep's students once more, for other lengths of training and at other rates.
-
-    A length that depends on another student's is worked out when that one is there: see :func:`_length`. The
-    batches are those of the sweep, so a shorter student is a moment in the life of the longer one.
-    """
-    method, arms, alphas = config.unlearn.method, config.arms, config.noise.alphas
-    steps = []
-
-    def add(alpha: float, variant: str, settings: dict[str, Any], like: tuple[str, ...] = ()) -> None:
-        arm = Arm("distilled", method, alpha, variant=variant)
-        parents = (Arm("noised", method, alpha).name, teacher, *like)
-        steps.append(_step(config, arm, "distill", settings, parents, purpose="distill"))
-
-    for alpha in alphas:
-        itself = (Arm("distilled", method, alpha).name,)
-        if arms.equal_steps and alpha != max(alphas):
-            longest = (Arm("distilled", method, max(alphas)).name,)
-            add(alpha, "equal steps", {"fit": fit, "length": {"times": 1.0}}, longest)
-        for times in arms.times:
-            add(alpha, f"x{times:g}", {"fit": fit, "length": {"times": times}}, itself)
-        for number in range(1, arms.snapshots + 1):
-            power = number / (arms.snapshots + 1)
-            add(alpha, f"snapshot {number}", {"fit": fit, "length": {"power": power}}, itself)
-    for rate in arms.rates if arms.rates_alpha in alphas else ():
-        if rate != fit["learning_rate"]:
-            add(arms.rates_alpha, f"rate {rate:g}", {"fit": {**fit, "learning_rate": rate}})
-    return steps
 
 
 def _length(settings: dict[str, Any], likened: int) -> dict[str, Any]:
@@ -235,29 +92,22 @@ def run_stage(
 ) -> str:
     """Computes one stage and stores it; called in worker processes. Returns the key."""
     store = Store(store_folder)
-    key = store.key(what)
-    if key in store:
-        return key
-    parents = [store.model(parent) for parent in what["parents"]]
-    task = build_task(config.task, split_seed(config))
-    folder = None if step.kind in _QUICK else store.work(key)
-    device = resolve_device(config.device)
-    context = Context(step.seed, device, config.precision, config.threads, folder, report=report)
-    settings = {name: value for name, value in step.settings.items() if name != "precision"}
-    if "length" in settings:
-        settings = _length(settings, store.entry(what["parents"][-1]).ledger.steps)
-    result = KINDS[step.kind][0](settings, parents, task, context)
-    if report is not None:
-        report(1, 1)
-    return store.write(
-        step.kind,
-        what,
-        model=result.model,
-        tensors=result.tensors,
-        rows=result.rows,
-        ledger=result.ledger,
-        stopped=result.stopped,
-    )
+
+    def make() -> dict[str, Any]:
+        parents = [store.model(parent) for parent in what["parents"]]
+        task = build_task(config.task, split_seed(config))
+        folder = None if step.kind in QUICK else store.work(store.key(what))
+        device = resolve_device(config.device)
+        context = Context(step.seed, device, config.precision, config.threads, folder, report=report)
+        settings = {name: value for name, value in step.settings.items() if name != "precision"}
+        if "length" in settings:
+            settings = _length(settings, store.entry(what["parents"][-1]).ledger.steps)
+        result = KINDS[step.kind][0](settings, parents, task, context)
+        if report is not None:
+            report(1, 1)
+        return vars(result)
+
+    return store.once(what, make)
 
 
 def split_seed(config: RunConfig) -> int:
@@ -352,7 +202,7 @@ def _compute(
             progress(step.arm.name, 0, None, {"cost": _expected_cost(step)})
     while waiting:
         ready = [step for step in waiting if all(key[parent] in store for parent in step.parents)]
-        quick = [step for step in ready if step.kind in _QUICK]
+        quick = [step for step in ready if step.kind in QUICK]
         for step in quick:
             run_stage(step, what[step.arm.name], config, str(store.folder))
             if progress is not None:
@@ -368,7 +218,7 @@ def _compute(
 
 def _expected_cost(step: Step) -> float:
     """Steps times batch; a distillation is thought to run longer the more its student has lost."""
-    if step.kind in _QUICK:
+    if step.kind in QUICK:
         return 1.0
     fit = step.settings["fit"]
     lost = 1.0 if step.arm.alpha is None or step.kind != "distill" else step.arm.alpha**2

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from undo_probe import intervals
 from undo_probe.attacks.relearn import attack
-from undo_probe.config import RunConfig, override
+from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.pipeline import run_undo
+from undo_probe.presets import override
 from undo_probe.scorecard import score
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from undo_probe.config import RunConfig, load_config
+from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import atomic_folder, digest, read_json, write_json
 from undo_probe.models import HookedTransformer, load_model, load_tensors, save_into, save_tensors
+from undo_probe.presets import load_config
 from undo_probe.records import Arm, Ledger
 from undo_probe.tasks import Task, build_task
 
@@ -74,7 +75,6 @@ class Store:
 
     def write(
         self,
-        kind: str,
         what: dict[str, Any],
         *,
         model: HookedTransformer | None = None,
@@ -90,7 +90,7 @@ class Store:
             body = {
                 "format": 1,
                 "key": key,
-                "kind": kind,
+                "kind": what["kind"],
                 "what": what,
                 "model": None if model is None else save_into(model, target),
                 "tensors": save_tensors(tensors, target / _TENSORS) if tensors else None,
@@ -103,6 +103,11 @@ class Store:
             write_json(target / _RECORD, {**body, "digest": digest(body)})
         _remove_tree(self.work(key))
         return key
+
+    def once(self, what: dict[str, Any], make: Callable[[], dict[str, Any]]) -> str:
+        """The key of the result, which is made and stored unless it is there; ``make`` gives :meth:`write`'s words."""
+        key = self.key(what)
+        return key if key in self else self.write(what, **make())
 
     def entry(self, key: str) -> Entry:
         """The record of a result.

@@ -22,7 +22,7 @@ from undo_probe.store import Run, Store, write_manifest
 from undo_probe.tasks import Task, build_task
 from undo_probe.training import Context, Cost, Fit, Row, Watch, fit, resolve_device
 
-VERSION = 1
+VERSION = 2
 EVALUATED = {"forget": "forget_V", "retain": "retain_test"}
 
 
@@ -106,21 +106,18 @@ def run_attack(
 ) -> str:
     """Runs one attack and stores it; called in worker processes. Returns the key."""
     store = Store(folder)
-    key = store.key(what)
-    if key in store:
-        return key
-    task = build_task(config.task, split_seed)
-    context = Context(
-        what["seed"],
-        resolve_device(config.device),
-        threads=config.threads,
-        report=report,
-    )
-    done, correct = attack_once(store.model(target.key), task, config.attack, target.learning_rate, context)
-    tensors = {side: torch.from_numpy(found) for side, found in correct.items()}
-    if report is not None:
-        report(1, 1)
-    return store.write("relearn", what, tensors=tensors, ledger=done.ledger, stopped=done.stopped)
+
+    def make() -> dict[str, Any]:
+        task = build_task(config.task, split_seed)
+        context = Context(what["seed"], resolve_device(config.device), threads=config.threads, report=report)
+        model = store.model(target.key)
+        done, correct = attack_once(model, task, config.attack, target.learning_rate, context)
+        if report is not None:
+            report(1, 1)
+        tensors = {side: torch.from_numpy(found) for side, found in correct.items()}
+        return {"tensors": tensors, "ledger": done.ledger, "stopped": done.stopped}
+
+    return store.once(what, make)
 
 
 def attacked_arms(run: Run) -> list[Arm]:

@@ -134,29 +134,34 @@ def job(
 ) -> str:
     """Runs every measure on one arm and stores the result; called in worker processes. Returns the key."""
     store = Store(folder)
-    key = store.key(what)
-    if key in store:
-        return key
-    models = [store.model(parent) for parent in what["parents"]]
-    subject = Subject(
+
+    def make() -> dict[str, Any]:
+        subject = _subject(arm, what["parents"], store, config, split_seed)
+        found: list[Measured] = []
+        for done, measure in enumerate(MEASURES.values()):
+            found += measure(subject)
+            if report is not None:
+                report(done + 1, len(MEASURES))
+        tensors, extra = pack(found)
+        if arm.name == "original":
+            extra["inner_layer"] = inner_layer(subject)
+        return {"tensors": tensors, "extra": extra}
+
+    return store.once(what, make)
+
+
+def _subject(arm: Arm, parents: list[str], store: Store, config: RunConfig, split_seed: int) -> Subject:
+    models = [store.model(parent) for parent in parents]
+    return Subject(
         arm,
         models[0],
         build_task(config.task, split_seed),
         config,
         models[1],
-        store.tensors(what["parents"][0]),
+        store.tensors(parents[0]),
         models[2] if len(models) > 2 else None,
         (models[3], models[4]) if len(models) > 4 else None,
     )
-    found: list[Measured] = []
-    for done, measure in enumerate(MEASURES.values()):
-        found += measure(subject)
-        if report is not None:
-            report(done + 1, len(MEASURES))
-    tensors, extra = pack(found)
-    if arm.name == "original":
-        extra["inner_layer"] = inner_layer(subject)
-    return store.write("measures", what, tensors=tensors, extra=extra)
 
 
 def pack(found: Sequence[Measured]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -15,7 +15,7 @@ from undo_probe.stages.pretrain import accuracy_rows
 from undo_probe.tasks import Task
 from undo_probe.training import Context, Cost, Row, Watch, fit
 
-VERSION = 1
+VERSION = 2
 CHUNKED_FROM = 8192
 """Vocabulary from which the logits of a whole batch are never held at once; below it there is nothing to save."""
 

@@ -8,7 +8,7 @@ from undo_probe.stages import StageResult
 from undo_probe.tasks import Task
 from undo_probe.training import Context, Cost, Row, Watch, fit
 
-VERSION = 1
+VERSION = 2
 WATCHED = ("retain_dev", "forget_D")
 
 

@@ -16,7 +16,7 @@ from undo_probe.training import Context
 
 __all__ = ["METHODS", "STARTS_FROM", "VERSION", "Unlearner"]
 
-VERSION = 1
+VERSION = 2
 # the third argument is the method's own section of the configuration
 Unlearner = Callable[[HookedTransformer, Task, Any, Context], StageResult]
 METHODS: dict[str, Unlearner] = {

@@ -1,0 +1,147 @@
+"""Which models a run has: every arm with its settings, its seed and its parents, before anything is computed."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from undo_probe.config import RunConfig
+from undo_probe.randomness import derive_seed
+from undo_probe.records import Arm
+from undo_probe.stages import unlearn
+
+UNTIL = ("original", "unlearned", "noised", "distilled")
+QUICK = ("fresh", "noise")
+"""Kinds of step that train nothing."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model to make: which arm it is, how, and from which other arms (by name, in order)."""
+
+    arm: Arm
+    kind: str
+    settings: dict[str, Any]
+    seed: int
+    parents: tuple[str, ...] = ()
+    until: str = "original"
+
+
+def plan(config: RunConfig) -> list[Step]:
+    """Every model of a run, parents before children."""
+    return [*_references(config), *_unlearned(config), *_students(config)]
+
+
+def _step(
+    config: RunConfig, arm: Arm, kind: str, settings: dict, parents: tuple = (), purpose: str = ""
+) -> Step:
+    """A step with its derived seed; ``purpose`` names the stream that arms share (one batch order a sweep)."""
+    seed = derive_seed(config.seed, kind, purpose or arm.name)
+    trained = {"precision": config.precision} if kind not in QUICK else {}
+    arm = replace(arm, seed=config.seed)
+    return Step(
+        arm, kind, {**settings, **trained}, seed, parents, arm.stage if arm.stage in UNTIL else "original"
+    )
+
+
+def _references(config: RunConfig) -> list[Step]:
+    """The original, both oracles (same number of retain tokens as the original), the random floor."""
+    model = config.model.model_dump(mode="json")
+    fit = config.original.model_dump(mode="json")
+    # half of the original's rows are retain rows
+    half = {**fit, "steps": max(1, fit["steps"] // 2)} if fit["steps"] else fit
+    trained = [("original", "pretrain", fit), ("oracle", "retain", half), ("oracle_matched", "matched", fit)]
+    steps = []
+    for variant in ("", "b") if config.arms.second_seed else ("",):
+        for stage, mixture, schedule in trained:
+            if variant and stage == "oracle_matched":
+                continue
+            settings = {"model": model, "fit": schedule, "mixture": mixture}
+            steps.append(_step(config, Arm(stage, variant=variant), "pretrain", settings))
+    return [*steps, _step(config, Arm("random"), "fresh", {"model": model})]
+
+
+def _unlearned(config: RunConfig) -> list[Step]:
+    """The teacher, the methods beside it, placebos (the same methods on the oracle), and oracle matching."""
+    wanted = dict.fromkeys((config.unlearn.method, *config.unlearn.also))
+    first = [unlearn.STARTS_FROM[method] for method in wanted if method in unlearn.STARTS_FROM]
+    steps = []
+    for method in dict.fromkeys((*first, *wanted)):
+        settings = {"method": method, "fit": getattr(config.unlearn, method).model_dump(mode="json")}
+        before = unlearn.STARTS_FROM.get(method)
+        start = Arm("unlearned", before).name if before else "original"
+        steps.append(_step(config, Arm("unlearned", method), "unlearn", settings, (start,)))
+        wanted_placebo = method == "rmu" and config.arms.placebo_rmu
+        if wanted_placebo or (method == config.unlearn.method and config.arms.placebo_alphas):
+            arm = Arm("unlearned", method, variant="placebo")
+            # its own seed: a placebo that shared RMU's control vector would be no control
+            steps.append(_step(config, arm, "unlearn", settings, ("oracle",)))
+    if config.arms.oracle_matching:
+        fit = config.distill.model_dump(mode="json")
+        fit |= {"steps": config.arms.oracle_matching, "stop": "never"}
+        for variant, start in (("", "original"), ("fresh", "random")):
+            arm = Arm("unlearned", "oracle_matching", variant=variant)
+            steps.append(
+                _step(config, arm, "distill", {"fit": fit}, (start, "oracle"), purpose="oracle matching")
+            )
+    return steps
+
+
+def _students(config: RunConfig) -> list[Step]:
+    """Noised and distilled models: the sweep over alpha, its twins and placebos, and the fresh student.
+
+    Within the sweep all but alpha and the step at which the stop rule fires is fixed: noise draw, batch
+    order, peak rate and the schedule in absolute steps.
+    """
+    method, arms = config.unlearn.method, config.arms
+    teacher = Arm("unlearned", method).name
+    families = [
+        ("" if n == 0 else f"noise {n + 1}", teacher, config.noise.alphas) for n in range(arms.noise_seeds)
+    ]
+    families.append(("twin", "original", arms.twins))
+    families.append(("placebo", Arm("unlearned", method, variant="placebo").name, arms.placebo_alphas))
+    fit = config.distill.model_dump(mode="json")
+    steps = []
+    for variant, taught_by, alphas in families:
+        draw = variant if variant.startswith("noise") else "noise 1"
+        for alpha in alphas:
+            settings = {"alpha": alpha, "beta": config.noise.beta, "gains": config.noise.gains}
+            noised = Arm("noised", method, alpha, variant=variant)
+            steps.append(_step(config, noised, "noise", settings, (taught_by,), purpose=draw))
+            student = replace(noised, stage="distilled")
+            steps.append(
+                _step(config, student, "distill", {"fit": fit}, (noised.name, taught_by), purpose="distill")
+            )
+    steps += _again(config, teacher, fit)
+    if arms.unlearn_and_distill:
+        student = Arm("distilled", method, variant="fresh")
+        steps.append(_step(config, student, "distill", {"fit": fit}, ("random", teacher), purpose="distill"))
+    return steps
+
+
+def _again(config: RunConfig, teacher: str, fit: dict[str, Any]) -> list[Step]:
+    """The sweep's students once more, for other lengths of training and at other rates.
+
+    A length that depends on another student's is worked out when that one is there: see :func:`_length`. The
+    batches are those of the sweep, so a shorter student is a moment in the life of the longer one.
+    """
+    method, arms, alphas = config.unlearn.method, config.arms, config.noise.alphas
+    steps = []
+
+    def add(alpha: float, variant: str, settings: dict[str, Any], like: tuple[str, ...] = ()) -> None:
+        arm = Arm("distilled", method, alpha, variant=variant)
+        parents = (Arm("noised", method, alpha).name, teacher, *like)
+        steps.append(_step(config, arm, "distill", settings, parents, purpose="distill"))
+
+    for alpha in alphas:
+        itself = (Arm("distilled", method, alpha).name,)
+        if arms.equal_steps and alpha != max(alphas):
+            longest = (Arm("distilled", method, max(alphas)).name,)
+            add(alpha, "equal steps", {"fit": fit, "length": {"times": 1.0}}, longest)
+        for times in arms.times:
+            add(alpha, f"x{times:g}", {"fit": fit, "length": {"times": times}}, itself)
+        for number in range(1, arms.snapshots + 1):
+            power = number / (arms.snapshots + 1)
+            add(alpha, f"snapshot {number}", {"fit": fit, "length": {"power": power}}, itself)
+    for rate in arms.rates if arms.rates_alpha in alphas else ():
+        if rate != fit["learning_rate"]:
+            add(arms.rates_alpha, f"rate {rate:g}", {"fit": {**fit, "learning_rate": rate}})
+    return steps

@@ -1,0 +1,218 @@
+"""Configurations by name, from files and with overrides; and how two of them differ."""
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from undo_probe.config import (
+    FORMAT,
+    ArithmeticConfig,
+    ArmsConfig,
+    AttackConfig,
+    DistillConfig,
+    FitConfig,
+    GradDiffConfig,
+    MaxEntConfig,
+    ModelConfig,
+    NoiseConfig,
+    ProbeConfig,
+    RMUConfig,
+    RunConfig,
+    ScoreConfig,
+    UnlearnConfig,
+)
+from undo_probe.errors import UndoProbeError
+
+TINY = RunConfig(name="tiny")
+# every arm of the controls, and the sweep again at other lengths and rates; an hour or more on two cores
+SMALL = RunConfig(
+    name="small",
+    model=ModelConfig(n_layers=4),
+    noise=NoiseConfig(alphas=(0.1, 0.2, 0.4, 0.6, 0.8)),
+    attack=AttackConfig(seeds=2),
+    arms=ArmsConfig(
+        twins=(0.1, 0.2, 0.4, 0.6, 0.8),
+        second_seed=True,
+        placebo_alphas=(0.4, 0.8),
+        noise_seeds=2,
+        equal_steps=True,
+        rates=(5e-4, 2e-3),
+        times=(0.5, 2.0),
+    ),
+)
+# seconds, to see that everything runs; its numbers mean nothing
+SMOKE = RunConfig(
+    name="smoke",
+    task=ArithmeticConfig(add_max=12, mul_max=8),
+    model=ModelConfig(d_model=32, n_heads=2, d_mlp=64),
+    original=FitConfig(steps=40, batch_size=64, eval_every=20),
+    unlearn=UnlearnConfig(
+        maxent=MaxEntConfig(steps=10, batch_size=32),
+        graddiff=GradDiffConfig(steps=10, batch_size=32),
+        rmu=RMUConfig(steps=10, batch_size=32),
+    ),
+    noise=NoiseConfig(alphas=(0.4, 0.8)),
+    distill=DistillConfig(steps=20, batch_size=32, eval_every=10),
+    attack=AttackConfig(learning_rates=(3e-4, 1e-3, 3e-3), steps=10, eval_steps=(0, 5, 10), max_extensions=0),
+    score=ScoreConfig(probes=ProbeConfig(folds=3, shuffles=1, max_rows=120), draws=199),
+)
+PRESETS: dict[str, RunConfig] = {"tiny": TINY, "small": SMALL, "smoke": SMOKE}
+
+
+def preset(name: str, *overrides: str) -> RunConfig:
+    """A named configuration with dotted overrides, for example ``preset("tiny", "noise.alphas=[0.4]")``.
+
+    Raises:
+        UndoProbeError: no such preset, or an override that does not fit; near-misses are named.
+    """
+    if name not in PRESETS:
+        raise UndoProbeError(
+            f"there is no preset {name!r}{_near(name, list(PRESETS))}: the presets are {', '.join(PRESETS)}"
+        )
+    return override(PRESETS[name], *overrides)
+
+
+def load_config(source: str | Path, *overrides: str) -> RunConfig:
+    """A configuration from a TOML or JSON file (or a preset's name) with dotted overrides.
+
+    A file may start from a preset with ``extends = "tiny"``.
+
+    Raises:
+        UndoProbeError: the file is missing or unreadable, a key is unknown, a value does not fit.
+    """
+    path = Path(source)
+    if str(source) in PRESETS and not path.is_file():
+        return preset(str(source), *overrides)
+    values = upgrade(_read(path), str(path))
+    base = values.pop("extends", None)
+    if base is not None:
+        start = preset(str(base)).model_dump(mode="json")
+        values = _merge(start, {"name": path.stem, **values})
+    return override(_validate(values, str(path)), *overrides)
+
+
+def override(config: RunConfig, *assignments: str) -> RunConfig:
+    """The configuration with ``a.b=value`` assignments applied; values are JSON, or plain text."""
+    values = config.model_dump(mode="json")
+    for assignment in assignments:
+        path, sign, text = assignment.partition("=")
+        if not sign or not path:
+            raise UndoProbeError(
+                f"{assignment!r} is no override: write section.key=value, for example noise.beta=0.05"
+            )
+        _assign(values, path.strip().split("."), _value(text), assignment)
+    return _validate(values, "the overrides") if assignments else config
+
+
+def upgrade(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Brings a configuration of an older format to the present one, a named function a step."""
+    found = values.get("format", FORMAT)
+    if found != FORMAT:
+        raise UndoProbeError(
+            f"{where} has format {found!r}; this undo_probe reads format {FORMAT}: install a newer one"
+        )
+    return values
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """``key: old -> new`` for every setting in which two configurations differ."""
+    flat_old, flat_new = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    keys = dict.fromkeys([*flat_old, *flat_new])
+    return [
+        f"{key}: {json.dumps(flat_old.get(key))} -> {json.dumps(flat_new.get(key))}"
+        for key in keys
+        if flat_old.get(key) != flat_new.get(key)
+    ]
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        near = _near(str(path), list(PRESETS))
+        raise UndoProbeError(
+            f"there is no file and no preset {str(path)!r}{near}: give a .toml or .json file, or one of "
+            f"{', '.join(PRESETS)}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UndoProbeError(
+            f"{path} cannot be read ({error}): expected a UTF-8 .toml or .json file"
+        ) from error
+    try:
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise UndoProbeError(f"{path} is not valid {kind}: {error}") from error
+    except RecursionError as error:
+        raise UndoProbeError(f"{path} is nested too deeply to be a configuration") from error
+    if not isinstance(values, dict):
+        raise UndoProbeError(f"{path} holds a {type(values).__name__}: expected a table of settings")
+    return values
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any, assignment: str) -> None:
+    place: Any = values
+    for depth, part in enumerate(path):
+        if not isinstance(place, dict) or part not in place:
+            known = list(place) if isinstance(place, dict) else []
+            where = ".".join(path[:depth]) or "the configuration"
+            raise UndoProbeError(
+                f"{assignment!r}: {where} has no key {part!r}{_near(part, known)}"
+                + (f" (it has {', '.join(known)})" if known else "")
+            )
+        if depth < len(path) - 1:
+            place = place[part]
+    place[path[-1]] = value
+
+
+def _near(name: str, known: list[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _validate(values: dict[str, Any], where: str) -> RunConfig:
+    try:
+        # as JSON, whose lists may be tuples even when true may not be 1, nor "3" a number
+        return RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        problems = [_problem(item) for item in error.errors()]
+        lead = f"{where}: " if len(problems) == 1 else f"{where} has {len(problems)} problems: "
+        raise UndoProbeError(lead + "; ".join(problems)) from None
+
+
+def _problem(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"]) or "the configuration"
+    if item["type"] == "extra_forbidden":
+        parent: Any = RunConfig
+        for part in item["loc"][:-1]:
+            parent = parent.model_fields[part].annotation
+        return f"unknown key {place!r}{_near(str(item['loc'][-1]), list(parent.model_fields))}"
+    message = item["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return f"{place} is {json.dumps(item['input'], default=str)[:80]}: {message}" if item["loc"] else message
