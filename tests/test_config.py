@@ -233,3 +233,30 @@ def test_a_section_given_in_part_keeps_its_other_defaults(tmp_path: Path) -> Non
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"original": {"steps": 7}}))
     assert load_config(path).original == FitConfig(steps=7)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "text"),
+    [
+        ("noise.layers=[2]", "noise names 2, but the model has 2 layers of 4 heads, counted from 0"),
+        ('noise.heads=["0.4"]', "noise names 0.4, but the model has 2 layers of 4 heads"),
+        ('noise={"layers": [0], "heads": ["0.1"], "alphas": [0.4]}', "layers and heads are both given"),
+        ("noise.layers=[]", "layers or heads is empty: leave it null"),
+        ('distill={"loss": "reverse_kl", "top_k": 4}', "distill.top_k needs loss = 'forward_kl'"),
+        ('arms.variations={"a": {"noise": {"bta": 0}}}', "arms.variations.a.noise.bta: Extra inputs are not"),
+        (
+            'arms.variations={"a": {"noise": {"beta": 2}}}',
+            "arms.variations.a.noise.beta: Input should be less",
+        ),
+        (
+            'arms.variations={"a": {"noise": {"layers": [7]}}}',
+            "arms.variations.a.noise names 7, but the model has",
+        ),
+        ('arms.variations={"twin x": {}}', "arms.variations has the name 'twin x': use small letters"),
+        ('arms.variations={"A": {}}', "arms.variations has the name 'A'"),
+    ],
+)
+def test_other_noise_and_distillation_are_checked_before_anything_runs(assignment: str, text: str) -> None:
+    with pytest.raises(UndoProbeError) as refused:
+        preset("tiny", assignment)
+    assert text in str(refused.value)

@@ -190,3 +190,46 @@ def test_chunked_kl_has_the_value_and_the_gradients_of_the_whole_one(chunk: int)
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
     assert teacher.grad is None
     assert teacher_weight.grad is None
+
+
+def likeliest(teacher: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values, tokens = teacher.log_softmax(dim=-1).topk(k, dim=-1)
+    return values, tokens
+
+
+def test_the_divergence_over_the_likeliest_tokens_lumps_the_rest() -> None:
+    student, teacher = torch.randn(2, 6, 9, dtype=torch.float64)
+    p, q = teacher.softmax(dim=-1), student.softmax(dim=-1)
+    for k in (1, 3, 8):
+        log_p, tokens = likeliest(teacher, k)
+        total = 0.0
+        for row in range(6):
+            kept = tokens[row].tolist()
+            pairs = [(p[row, t], q[row, t]) for t in kept]
+            pairs.append((1 - p[row, kept].sum(), 1 - q[row, kept].sum()))
+            total += sum(float(a) * math.log(float(a) / float(b)) for a, b in pairs) / 6
+        assert float(losses.topk_kl(student, log_p, tokens)) == pytest.approx(total, rel=1e-9)
+
+
+def test_the_divergence_over_the_likeliest_tokens_grows_to_the_whole_one() -> None:
+    student, teacher = torch.randn(2, 20, 9, dtype=torch.float64)
+    found = [float(losses.topk_kl(student, *likeliest(teacher, k))) for k in range(1, 10)]
+    assert found == sorted(found)
+    assert found[-1] == pytest.approx(float(losses.forward_kl(student, teacher)), rel=1e-12)
+    assert found[0] > 0
+
+
+def test_a_sure_teacher_leaves_no_rest_and_no_broken_gradient() -> None:
+    student = torch.zeros(1, 5, requires_grad=True)
+    teacher = torch.tensor([[200.0, 0.0, 0.0, 0.0, 0.0]])
+    losses.topk_kl(student, *likeliest(teacher, 2)).backward()
+    assert student.grad is not None
+    torch.testing.assert_close(student.grad, student.softmax(-1).detach() - torch.eye(5)[:1])
+
+
+def test_the_distance_of_streams_is_a_share_of_the_teachers_norm() -> None:
+    teacher = torch.randn(7, 4, dtype=torch.float64)
+    assert float(losses.stream_distance(teacher, teacher)) == 0
+    assert float(losses.stream_distance(torch.zeros_like(teacher), teacher)) == pytest.approx(1)
+    moved = teacher + 0.1 * teacher
+    assert float(losses.stream_distance(moved, teacher)) == pytest.approx(0.01)

@@ -8,8 +8,9 @@ import tiny
 import torch
 from torch import Tensor
 
+from undo_probe.config import NoiseRule
 from undo_probe.errors import UndoProbeError
-from undo_probe.perturb import flat_shape, is_gain, shrink_and_perturb
+from undo_probe.perturb import damage, flat_shape, is_gain, shrink_and_perturb
 from undo_probe.randomness import generator
 
 D_MODEL, HEADS, D_HEAD, D_MLP = 16, 2, 8, 32
@@ -145,3 +146,67 @@ def test_the_arguments_are_untouched(weights: dict[str, Tensor]) -> None:
 def test_values_out_of_range_are_refused(alpha: float, beta: float, gains: str, text: str) -> None:
     with pytest.raises(UndoProbeError, match=text):
         shrink_and_perturb({"embed.W_E": torch.zeros(2, 2)}, alpha, beta, seed=0, gains=gains)
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: after[name] != tensor for name, tensor in before.items()}
+
+
+def test_a_head_is_noised_alone(weights: dict[str, Tensor]) -> None:
+    hit = changed(weights, damage(weights, NoiseRule(heads=("1.0",)), 0.5, seed=0))
+    for name, mask in hit.items():
+        if name.startswith("blocks.1.attn.") and not name.endswith("b_O"):
+            assert mask[0].all()
+            assert not mask[1:].any()
+        else:
+            assert not mask.any(), name
+
+
+def test_blocks_are_noised_alone_with_the_noise_they_have_in_the_whole(weights: dict[str, Tensor]) -> None:
+    part = damage(weights, NoiseRule(layers=(0,)), 0.5, seed=4)
+    whole = damage(weights, NoiseRule(), 0.5, seed=4)
+    for name, tensor in weights.items():
+        expected = whole[name] if name.startswith("blocks.0.") else tensor
+        assert torch.equal(part[name], expected)
+
+
+def test_a_mask_of_moved_weights_and_a_place_hold_both(weights: dict[str, Tensor]) -> None:
+    before = {name: tensor.clone() for name, tensor in weights.items()}
+    before["blocks.0.mlp.W_in"][0] += 5.0
+    before["blocks.1.mlp.W_in"][0] += 5.0
+    share = 2 * before["blocks.0.mlp.W_in"][0].numel() / sum(t.numel() for t in weights.values())
+    rule = NoiseRule(layers=(1,), top_delta=share)
+    hit = changed(weights, damage(weights, rule, 0.5, seed=0, before=before))
+    assert hit["blocks.1.mlp.W_in"][0].all()
+    assert sum(int(mask.sum()) for mask in hit.values()) == hit["blocks.1.mlp.W_in"][0].numel()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_pruning_takes_exactly_the_smallest_of_every_matrix(weights: dict[str, Tensor], share: float) -> None:
+    pruned = damage(weights, NoiseRule(rule="prune"), share, seed=0)
+    for name, tensor in weights.items():
+        if name in kinds(weights)["matrix"]:
+            gone = pruned[name] == 0
+            assert int(gone.sum()) == round(share * tensor.numel())
+            assert torch.equal(pruned[name][~gone], tensor[~gone])
+            if gone.any() and not gone.all():
+                assert float(tensor[gone].abs().max()) <= float(tensor[~gone].abs().min())
+        else:
+            assert torch.equal(pruned[name], tensor)
+
+
+def test_the_models_own_draw_has_its_deviation_and_leads_to_a_fresh_model() -> None:
+    wide = {
+        "blocks.0.mlp.W_in": torch.ones(64, 256),
+        "ln_final.w": torch.full((64,), 3.0),
+        "unembed.b_U": torch.ones(9),
+    }
+    fresh = damage(wide, NoiseRule(draw="init", beta=1.0), 1.0, seed=0, init_std=0.02)
+    assert float(fresh["blocks.0.mlp.W_in"].std()) == pytest.approx(0.02, rel=0.05)
+    assert torch.equal(fresh["ln_final.w"], torch.ones(64))
+    assert torch.equal(fresh["unembed.b_U"], torch.zeros(9))
+
+
+def test_pruning_refuses_a_share_outside_the_range(weights: dict[str, Tensor]) -> None:
+    with pytest.raises(UndoProbeError, match="alpha is -0.1: expected a number from 0 to 1"):
+        damage(weights, NoiseRule(rule="prune"), -0.1, seed=0)

@@ -1,5 +1,6 @@
 """The pipeline: what is made, once, in which order, equal however it was interrupted."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from undo_probe.models import content_hash
 from undo_probe.pipeline import KINDS, load_run, run_undo, stage_identity
 from undo_probe.plan import UNTIL, Step, plan
 from undo_probe.presets import preset
+from undo_probe.report import write_report
+from undo_probe.scorecard import score
 from undo_probe.store import Run, Store, unused
 from undo_probe.training import resolve_device
 
@@ -158,6 +161,81 @@ def test_another_noise_seed_is_another_draw_with_the_same_batches() -> None:
     steps = steps_of(preset("tiny", "arms.noise_seeds=2"))
     assert steps["noised-maxent-0.4"].seed != steps["noised-maxent-0.4-noise 2"].seed
     assert steps["distilled-maxent-0.4"].seed == steps["distilled-maxent-0.4-noise 2"].seed
+
+
+VARIED = (
+    "noise.alphas=[0.4,0.8]",
+    'arms.variations={"shrink only": {"noise": {"beta": 0}, "alphas": [0.4, 0.6]}, '
+    '"retain text": {"distill": {"text": "retain"}}, "moved": {"noise": {"top_delta": 0.1}}}',
+)
+
+
+def test_a_variation_changes_what_it_names_and_shares_what_it_does_not() -> None:
+    plain, steps = steps_of(preset("tiny", VARIED[0])), steps_of(preset("tiny", *VARIED))
+    assert set(steps) - set(plain) == {
+        "noised-maxent-0.4-shrink only",
+        "distilled-maxent-0.4-shrink only",
+        "noised-maxent-0.6-shrink only",
+        "distilled-maxent-0.6-shrink only",
+        "distilled-maxent-0.4-retain text",
+        "noised-maxent-0.4-moved",
+        "distilled-maxent-0.4-moved",
+    }
+    sweep, shrunk = steps["noised-maxent-0.4"], steps["noised-maxent-0.4-shrink only"]
+    assert (shrunk.seed, shrunk.parents) == (sweep.seed, sweep.parents)
+    assert shrunk.settings["rule"] == {**sweep.settings["rule"], "beta": 0.0}
+    student, filtered = steps["distilled-maxent-0.4"], steps["distilled-maxent-0.4-retain text"]
+    assert (filtered.seed, filtered.parents) == (student.seed, student.parents)
+    assert filtered.settings["fit"] == {**student.settings["fit"], "text": "retain"}
+    assert steps["noised-maxent-0.4-moved"].parents == ("unlearned-maxent", "original")
+
+
+def test_later_rounds_go_on_from_the_student_with_a_new_draw() -> None:
+    steps = steps_of(preset("tiny", "noise.alphas=[0.4]", "arms.rounds=3", "arms.serial=2"))
+    second, third = steps["distilled-maxent-0.4-round 2"], steps["distilled-maxent-0.4-round 3"]
+    assert steps["noised-maxent-0.4-round 2"].parents == ("distilled-maxent-0.4",)
+    assert steps["noised-maxent-0.4-round 3"].parents == ("distilled-maxent-0.4-round 2",)
+    assert second.parents == ("noised-maxent-0.4-round 2", "unlearned-maxent")
+    assert second.settings == third.settings == steps["distilled-maxent-0.4"].settings
+    draws = [
+        steps[f"noised-maxent-0.4{variant}"].seed for variant in ("", "-round 2", "-round 3", "-serial 2")
+    ]
+    assert len(set(draws)) == 4
+    again = steps["unlearned-maxent-0.4-serial 2"]
+    assert again.parents == ("distilled-maxent-0.4",)
+    assert steps["noised-maxent-0.4-serial 2"].parents == (again.arm.name,)
+    assert steps["distilled-maxent-0.4-serial 2"].parents == ("noised-maxent-0.4-serial 2", again.arm.name)
+
+
+@pytest.mark.slow
+def test_other_noise_other_distillation_and_later_rounds_run_attacked_and_scored(tmp_path: Path) -> None:
+    kinds = {
+        "init": {"noise": {"draw": "init", "beta": 1.0}},
+        "pruned": {"noise": {"rule": "prune"}},
+        "moved": {"noise": {"top_delta": 0.2}},
+        "one head": {"noise": {"heads": ["1.0"]}},
+        "reset": {"noise": {"draw": "init", "beta": 1.0, "layers": [1]}, "alphas": [1.0]},
+        "zero gains": {"noise": {"gains": "zero"}},
+        "reverse": {"distill": {"loss": "reverse_kl"}},
+        "likeliest": {"distill": {"top_k": 4}},
+        "streams": {"distill": {"activations": 1.0}},
+        "retain text": {"distill": {"text": "retain"}},
+    }
+    config = preset(
+        "smoke",
+        "noise.alphas=[0.4]",
+        f"arms.variations={json.dumps(kinds)}",
+        "arms.rounds=2",
+        "arms.serial=2",
+    )
+    run = attack(run_undo(config, tmp_path / "run", workers=2), workers=2)
+    card = score(run, workers=2)
+    reached = {r.arm.name for r in card.readings if r.measure == "relearned" and r.value is not None}
+    for name in (*kinds, "round 2", "serial 2"):
+        assert f"distilled-maxent-{1.0 if name == 'reset' else 0.4:g}-{name}" in reached
+    labels = [arm.label for arm in run.arms]
+    assert len(set(labels)) == len(labels)
+    assert write_report(run, tmp_path / "report.html").is_file()
 
 
 AGAIN = ("noise.alphas=[0.4,0.8]", "arms.rates=[0.001,0.002]", "arms.times=[0.5,2]")

@@ -1,6 +1,7 @@
-"""Activations of a model on tokens, held in memory."""
+"""Activations of a model on tokens, held in memory, and captured while something else runs it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -94,3 +95,27 @@ def _positions(positions: Sequence[int] | int | None, n_pos: int) -> list[int]:
     if outside or not chosen:
         raise UndoProbeError(f"positions {chosen} do not fit rows of {n_pos} tokens (0 to {n_pos - 1})")
     return [p % n_pos for p in chosen]
+
+
+@contextmanager
+def capture(model: torch.nn.Module, names: Iterable[str], into: dict[str, Tensor]) -> Iterator[None]:
+    """Keeps the outputs of hook points while the block runs.
+
+    Module hooks, not run_with_hooks: they also fire when the model is wrapped for several devices.
+    """
+    inner = getattr(model, "module", model)  # what such a wrapper holds
+    handles = []
+
+    def keeper(name: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def keep(_module: torch.nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            into[name] = output
+
+        return keep
+
+    try:
+        for name in names:
+            handles.append(inner.get_submodule(name).register_forward_hook(keeper(name)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -139,6 +139,12 @@ def store_prune(
         typer.echo(f"{'deleted' if yes else 'would delete'} {key[:12]}  {size:.2f} MB")
         if yes:
             opened.store.remove(key)
+    shared = opened.store.shared
+    if shared.is_dir():
+        size = sum(path.stat().st_size for path in shared.rglob("*") if path.is_file()) / 1e6
+        typer.echo(f"{'deleted' if yes else 'would delete'} what stages share  {size:.2f} MB")
+        if yes:
+            opened.store.forget_shared()
 
 
 def _open_store(folder: Path) -> Any:

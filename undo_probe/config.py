@@ -1,9 +1,10 @@
 """What a run is: one frozen schema for presets, files, overrides and the saved record (presets.py reads them)."""
 
+import re
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 FORMAT = 1
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -168,15 +169,40 @@ class UnlearnConfig(Section):
     repnoise: RepNoiseConfig = RepNoiseConfig()
 
 
-class NoiseConfig(Section):
-    """Shrink and perturb: ``W <- (1 - alpha) W + alpha beta N`` (arXiv 2506.06278).
+class NoiseRule(Section):
+    """How weights are damaged, and which of them.
 
-    ``gains`` says where a norm's gain shrinks to: ``one`` (its initial value) or ``zero``.
+    ``perturb`` is ``W <- (1 - alpha) W + alpha beta N`` (arXiv 2506.06278; ``beta = 0`` only shrinks); ``prune``
+    sets the share alpha of each matrix with the smallest weights to zero. N is drawn by ``xavier`` (the paper's) or
+    as the model's own weights were at the start (``init``; with ``beta = 1`` the way goes to a fresh model, and with
+    ``alpha = 1`` the chosen layers are reset). ``gains`` says where a norm's gain shrinks to: ``one``, its initial
+    value, or ``zero``.
+
+    Everything is touched, or only the blocks of ``layers``, or only single ``heads`` (``"layer.head"``); of these,
+    with ``top_delta``, only this share of all weights: the ones that unlearning moved furthest.
     """
 
-    alphas: tuple[Share, ...] = (0.2, 0.4, 0.6, 0.8)
+    rule: Literal["perturb", "prune"] = "perturb"
     beta: Share = 0.1
+    draw: Literal["xavier", "init"] = "xavier"
     gains: Literal["one", "zero"] = "one"
+    layers: tuple[Steps, ...] | None = None
+    heads: tuple[Annotated[str, Field(pattern=r"^\d+\.\d+$")], ...] | None = None
+    top_delta: Rate | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.layers is not None and self.heads is not None:
+            raise ValueError("layers and heads are both given: choose whole layers or single heads")
+        if () in (self.layers, self.heads):
+            raise ValueError("layers or heads is empty: leave it null to touch everything")
+        return self
+
+
+class NoiseConfig(NoiseRule):
+    """The noise of a run, at several strengths."""
+
+    alphas: tuple[Share, ...] = (0.2, 0.4, 0.6, 0.8)
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
@@ -188,16 +214,32 @@ class DistillConfig(FitConfig):
     """Forward KL from the teacher on all operations, until retain accuracy is back.
 
     The stop rule is the paper's for arithmetic: mean retain accuracy within ``tolerance`` of the teacher's,
-    looked at every ``eval_every`` steps on ``retain_dev``; ``steps`` is the cap. ``stop = "never"`` trains for
+    looked at every ``eval_every`` steps on ``retain_dev``; ``steps`` is the cap. With ``forget_tolerance`` the
+    student must also not know more than that beyond the teacher on the forget set D. ``stop = "never"`` trains for
     ``steps`` steps whatever comes back.
+
+    ``top_k`` compares only the teacher's likeliest tokens and the rest as one, and keeps them on disk for all
+    students that see the same batches. ``activations`` weighs the distance between the two residual streams after
+    every block. ``text = "retain"`` leaves the teacher's forget text out.
     """
 
     steps: Steps = 2400
     batch_size: Count = 128
     learning_rate: Rate = 1e-3
+    loss: Literal["forward_kl", "reverse_kl"] = "forward_kl"
+    top_k: Count | None = None
+    activations: Annotated[float, Field(ge=0.0)] = 0.0
+    text: Literal["all", "retain"] = "all"
     tolerance: Share = 0.05
+    forget_tolerance: Share | None = None
     stop: Literal["retain", "never"] = "retain"
     eval_every: Count = 20
+
+    @model_validator(mode="after")
+    def _one_loss(self) -> Self:
+        if self.top_k is not None and self.loss != "forward_kl":
+            raise ValueError("distill.top_k needs loss = 'forward_kl': the teacher's likeliest tokens decide")
+        return self
 
 
 class AttackConfig(Section):
@@ -246,12 +288,32 @@ class ScoreConfig(Section):
     draws: Annotated[int, Field(ge=199)] = 1999
 
 
+# first words of the variants that a run names itself
+_TAKEN = ("b", "twin", "placebo", "fresh", "noise", "equal", "rate", "snapshot", "round", "serial")
+
+
+class Variation(Section):
+    """The sweep once more with other settings: ``noise`` and ``distill`` name what differs from the run's own.
+
+    For example ``{"noise": {"beta": 0}}``, or ``{"distill": {"text": "retain"}}``; at ``alphas``, by default at
+    ``arms.rates_alpha``.
+    """
+
+    noise: dict[str, Any] = {}
+    distill: dict[str, Any] = {}
+    alphas: tuple[Share, ...] | None = None
+
+
 class ArmsConfig(Section):
     """Which control arms a run trains besides the stages themselves.
 
     ``twins`` and ``placebo_alphas`` are noise levels of their own; a control at a level that ``noise.alphas`` also
     has is the one to compare with. ``oracle_matching`` trains the original, and a fresh model, for so many steps to
     give the oracle's outputs: equal behaviour, of which only one should be robust.
+
+    ``rounds`` goes on from every student: noised again and taught by the same teacher; ``serial`` unlearns the student
+    once more first, and that is its new teacher. ``variations`` name other settings of noise and distillation, see
+    :class:`Variation`.
 
     The last five ask whether alpha or something that travels with it makes the difference: every alpha again for
     as many steps as the largest took (``equal_steps``); ``rates_alpha`` again at other distillation ``rates``;
@@ -266,6 +328,9 @@ class ArmsConfig(Section):
     placebo_rmu: bool = True
     noise_seeds: Count = 1
     oracle_matching: Steps = 0
+    rounds: Count = 1
+    serial: Count = 1
+    variations: dict[str, Variation] = {}
     equal_steps: bool = False
     rates: tuple[Rate, ...] = ()
     rates_alpha: Share = 0.4
@@ -278,6 +343,12 @@ class ArmsConfig(Section):
         _refuse_twice("arms.placebo_alphas", self.placebo_alphas)
         _refuse_twice("arms.rates", self.rates)
         _refuse_twice("arms.times", self.times)
+        for name in self.variations:
+            if not re.fullmatch(r"[a-z][a-z0-9 _.-]*", name) or name.split()[0] in _TAKEN:
+                raise ValueError(
+                    f"arms.variations has the name {name!r}: use small letters, digits, spaces, and none of "
+                    f"{', '.join(_TAKEN)} as the first word"
+                )
         if 1.0 in self.times:
             raise ValueError("arms.times has 1, which is the student itself: leave it out")
         return self
@@ -308,4 +379,36 @@ class RunConfig(Section):
             raise ValueError(
                 f"unlearn.rmu.layer is {self.unlearn.rmu.layer}, but the model has layers 0..{self.model.n_layers - 1}"
             )
+        self._check_places("noise", self.noise)
+        for name, variation in self.arms.variations.items():
+            self._check_places(f"arms.variations.{name}.noise", self.varied(name, variation)[0])
         return self
+
+    def _check_places(self, key: str, rule: NoiseRule) -> None:
+        """Refuses layers and heads that the model does not have."""
+        places = [(layer, 0, str(layer)) for layer in rule.layers or ()]
+        places += [(*map(int, head.split(".")), head) for head in rule.heads or ()]
+        for layer, head, text in places:
+            if layer >= self.model.n_layers or head >= self.model.n_heads:
+                size = f"{self.model.n_layers} layers of {self.model.n_heads} heads"
+                raise ValueError(f"{key} names {text}, but the model has {size}, counted from 0")
+
+    def varied(self, name: str, variation: Variation) -> tuple[NoiseRule, DistillConfig]:
+        """The noise rule and the distillation settings of a variation.
+
+        Raises:
+            ValueError: an unknown setting, or a value that does not fit.
+        """
+        found = []
+        for section, kind in (("noise", NoiseRule), ("distill", DistillConfig)):
+            own = {key: getattr(getattr(self, section), key) for key in kind.model_fields}
+            try:
+                found.append(kind.model_validate({**own, **getattr(variation, section)}))
+            except ValidationError as error:
+                first = error.errors()[0]
+                key = ".".join(str(part) for part in first["loc"])
+                known = ", ".join(kind.model_fields)
+                raise ValueError(
+                    f"arms.variations.{name}.{section}.{key}: {first['msg']} (settings are {known})"
+                ) from None
+        return found[0], found[1]

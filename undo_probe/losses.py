@@ -111,6 +111,36 @@ def forward_kl(
     return (log_t.exp() * (log_t - log_s)).sum(dim=-1).mean()
 
 
+def topk_kl(
+    student: Float[Tensor, "answer vocab"],
+    log_p: Float[Tensor, "answer k"],
+    tokens: Int[Tensor, "answer k"],
+) -> Float[Tensor, ""]:
+    """KL(teacher || student) in nats where all but the teacher's ``k`` likeliest tokens count as one outcome.
+
+    Averaged over positions. Never more than :func:`forward_kl`, which it is when ``k`` is the vocabulary.
+
+    Args:
+        student: logits.
+        log_p: the teacher's log-probabilities of ``tokens``.
+        tokens: different ones at each position.
+    """
+    log_q = student.log_softmax(dim=-1)
+    kept = (log_p.exp() * (log_p - log_q.gather(-1, tokens))).sum(dim=-1)
+    rest = (1 - log_p.exp().sum(dim=-1)).clamp_min(0.0)
+    if tokens.shape[-1] == student.shape[-1]:
+        return kept.mean()
+    log_rest = log_q.scatter(-1, tokens, -torch.inf).logsumexp(dim=-1)
+    return (kept + torch.special.xlogy(rest, rest) - rest * log_rest).mean()
+
+
+def stream_distance(
+    student: Float[Tensor, "state d_model"], teacher: Float[Tensor, "state d_model"]
+) -> Float[Tensor, ""]:
+    """Squared distance of two residual streams as a share of the teacher's squared norm, over all states."""
+    return (student - teacher).square().sum() / teacher.square().sum().clamp_min(1e-12)
+
+
 def rmu(
     forget: Float[Tensor, "forget_state d_model"],
     target: Float[Tensor, " d_model"],

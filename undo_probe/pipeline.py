@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from undo_probe.config import DistillConfig, FitConfig, ModelConfig, RunConfig, UnlearnConfig
+from undo_probe.config import DistillConfig, FitConfig, ModelConfig, NoiseRule, RunConfig, UnlearnConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import FolderLock, digest, read_json, write_json
 from undo_probe.jobs import Job, default_workers, run_jobs, values_of
@@ -45,7 +45,8 @@ def _unlearn(settings: dict[str, Any], parents: Models, task: Task, context: Con
 
 
 def _noise(settings: dict[str, Any], parents: Models, task: Task, context: Context) -> StageResult:
-    return noising.noise(parents[0], settings["alpha"], settings["beta"], context.seed, settings["gains"])
+    before = parents[1] if len(parents) > 1 else None
+    return noising.noise(parents[0], NoiseRule(**settings["rule"]), settings["alpha"], context.seed, before)
 
 
 def _distill(settings: dict[str, Any], parents: Models, task: Task, context: Context) -> StageResult:
@@ -98,7 +99,9 @@ def run_stage(
         task = build_task(config.task, split_seed(config))
         folder = None if step.kind in QUICK else store.work(store.key(what))
         device = resolve_device(config.device)
-        context = Context(step.seed, device, config.precision, config.threads, folder, report=report)
+        context = Context(
+            step.seed, device, config.precision, config.threads, folder, store.shared, report=report
+        )
         settings = {name: value for name, value in step.settings.items() if name != "precision"}
         if "length" in settings:
             settings = _length(settings, store.entry(what["parents"][-1]).ledger.steps)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from undo_probe.config import RunConfig
+from undo_probe.config import DistillConfig, NoiseRule, RunConfig
 from undo_probe.randomness import derive_seed
 from undo_probe.records import Arm
 from undo_probe.stages import unlearn
@@ -93,27 +93,77 @@ def _students(config: RunConfig) -> list[Step]:
     """
     method, arms = config.unlearn.method, config.arms
     teacher = Arm("unlearned", method).name
+    rule = NoiseRule(**{key: getattr(config.noise, key) for key in NoiseRule.model_fields})
     families = [
         ("" if n == 0 else f"noise {n + 1}", teacher, config.noise.alphas) for n in range(arms.noise_seeds)
     ]
     families.append(("twin", "original", arms.twins))
     families.append(("placebo", Arm("unlearned", method, variant="placebo").name, arms.placebo_alphas))
-    fit = config.distill.model_dump(mode="json")
     steps = []
     for variant, taught_by, alphas in families:
         draw = variant if variant.startswith("noise") else "noise 1"
         for alpha in alphas:
-            settings = {"alpha": alpha, "beta": config.noise.beta, "gains": config.noise.gains}
-            noised = Arm("noised", method, alpha, variant=variant)
-            steps.append(_step(config, noised, "noise", settings, (taught_by,), purpose=draw))
-            student = replace(noised, stage="distilled")
-            steps.append(
-                _step(config, student, "distill", {"fit": fit}, (noised.name, taught_by), purpose="distill")
-            )
+            arm = Arm("distilled", method, alpha, variant=variant)
+            steps += _student(config, arm, (rule, config.distill), (taught_by, taught_by), draw)
+    for name, variation in arms.variations.items():
+        for alpha in variation.alphas or (arms.rates_alpha,):
+            arm = Arm("distilled", method, alpha, variant=name)
+            settings = config.varied(name, variation)
+            noised, student = _student(config, arm, settings, (teacher, teacher))
+            if settings[0] == rule and alpha in config.noise.alphas:  # the sweep has made it
+                parents = (Arm("noised", method, alpha).name, teacher)
+                steps.append(replace(student, parents=parents))
+            else:
+                steps += [noised, student]
+    for alpha in config.noise.alphas:
+        steps += _rounds(config, alpha, teacher, rule)
+    fit = config.distill.model_dump(mode="json")
     steps += _again(config, teacher, fit)
     if arms.unlearn_and_distill:
         student = Arm("distilled", method, variant="fresh")
         steps.append(_step(config, student, "distill", {"fit": fit}, ("random", teacher), purpose="distill"))
+    return steps
+
+
+def _student(
+    config: RunConfig,
+    arm: Arm,
+    settings: tuple[NoiseRule, DistillConfig],
+    parents: tuple[str, str],
+    draw: str = "noise 1",
+) -> list[Step]:
+    """Noise and distillation: ``parents`` are what is noised and who teaches, ``draw`` the noise's stream."""
+    rule, fit = settings
+    noised = replace(arm, stage="noised")
+    start = (parents[0], "original") if rule.top_delta is not None else parents[:1]
+    noise = {"alpha": arm.alpha, "rule": rule.model_dump(mode="json")}
+    fitted = {"fit": fit.model_dump(mode="json")}
+    return [
+        _step(config, noised, "noise", noise, start, purpose=draw),
+        _step(config, arm, "distill", fitted, (noised.name, parents[1]), purpose="distill"),
+    ]
+
+
+def _rounds(config: RunConfig, alpha: float, teacher: str, rule: NoiseRule) -> list[Step]:
+    """Students of students: noised and taught again, by the same teacher or by their unlearned selves."""
+    method, steps = config.unlearn.method, []
+    first = Arm("distilled", method, alpha).name
+    for kind, count in (("round", config.arms.rounds), ("serial", config.arms.serial)):
+        before, taught_by = first, teacher
+        for number in range(2, count + 1):
+            variant = f"{kind} {number}"
+            if kind == "serial":
+                settings = {
+                    "method": method,
+                    "fit": getattr(config.unlearn, method).model_dump(mode="json"),
+                }
+                again = Arm("unlearned", method, alpha, variant=variant)
+                steps.append(_step(config, again, "unlearn", settings, (before,)))
+                before = taught_by = again.name
+            arm = Arm("distilled", method, alpha, variant=variant)
+            # a new draw each time: the same noise again would only push further the same way
+            steps += _student(config, arm, (rule, config.distill), (before, taught_by), f"noise 1 {variant}")
+            before = arm.name
     return steps
 
 

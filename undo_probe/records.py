@@ -41,7 +41,8 @@ class Arm(Record):
 
     ``variant`` holds what the other fields cannot: ``twin`` (taught by the original), ``placebo`` (the
     pipeline applied to the oracle), ``b`` (second seed), ``fresh`` (a student from random weights), ``noise 2``
-    (another draw), and students of another length or rate (``equal steps``, ``x2``, ``snapshot 3``, ``rate 0.002``).
+    (another draw), students of students (``round 2``, ``serial 2``), of another length or rate (``equal steps``,
+    ``x2``, ``snapshot 3``, ``rate 0.002``), and the names of the configuration's ``variations``.
     """
 
     stage: str
@@ -76,6 +77,7 @@ class Arm(Record):
             kind = "Noised" if not self.variant else f"Noised {self.variant}"
             return f"{kind} {self.alpha:g}" if self.alpha is not None else kind
         if self.stage == "unlearned":
+            shown = shown if self.alpha is None else f"{shown} {self.alpha:g}"
             return f"{shown} ({self.variant})" if self.variant else shown
         base = {"oracle_matched": "Oracle (matched)"}.get(self.stage, self.stage.capitalize())
         return f"{base} ({self.variant})" if self.variant else base

@@ -65,6 +65,11 @@ class Store:
         """Where a stage keeps what it needs to go on after a kill."""
         return self.folder / "work" / key
 
+    @property
+    def shared(self) -> Path:
+        """What several stages use and any of them can make again."""
+        return self.folder / "shared"
+
     def __contains__(self, key: str) -> bool:
         """Whether the result is there, complete (folders appear by rename only)."""
         return (self.path(key) / _RECORD).is_file()
@@ -162,6 +167,10 @@ class Store:
     def size(self, key: str) -> int:
         """Bytes on disk."""
         return sum(path.stat().st_size for path in self.path(key).rglob("*") if path.is_file())
+
+    def forget_shared(self) -> None:
+        """Deletes what several stages use; it is made again where it is needed."""
+        _remove_tree(self.shared)
 
     def remove(self, key: str) -> None:
         """Deletes a result and whatever was kept to resume it."""

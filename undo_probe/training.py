@@ -28,7 +28,8 @@ class Context:
     """Where and how a stage runs; nothing in here changes its numbers except ``seed``.
 
     ``folder`` is where the loop keeps what it needs to go on after a kill, every ``save_seconds``; None keeps
-    nothing. ``report(step, total, **numbers)`` is told about progress.
+    nothing. ``cache`` is for what stages may share, such as a teacher's answers. ``report(step, total, **numbers)``
+    is told about progress.
     """
 
     seed: int = 0
@@ -36,6 +37,7 @@ class Context:
     precision: str = "no"
     threads: int | None = 1
     folder: Path | None = None
+    cache: Path | None = None
     save_seconds: float = 20.0
     report: Progress | None = None
 

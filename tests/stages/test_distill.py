@@ -1,15 +1,19 @@
 """Distillation copies what the teacher says, stops when retain is back, and brings back nothing else."""
 
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
 
 from undo_probe import losses
-from undo_probe.config import DistillConfig
+from undo_probe.activations import residual_streams
+from undo_probe.config import DistillConfig, NoiseRule
 from undo_probe.models import HookedTransformer, content_hash, flops_per_token
 from undo_probe.stages import StageResult
 from undo_probe.stages.distill import distill
 from undo_probe.stages.noise import noise
+from undo_probe.stages.teacher import TopKTeacher
 from undo_probe.training import Context
 
 TASK = tiny.small_task()
@@ -24,7 +28,7 @@ def divergence(student: HookedTransformer, teacher: HookedTransformer, split: st
 
 
 def noised(model: HookedTransformer) -> HookedTransformer:
-    return noise(model, 0.5, 0.1, seed=0).model
+    return noise(model, NoiseRule(), 0.5, seed=0).model
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,7 @@ def twin() -> StageResult:
 
 def test_alpha_zero_is_a_finished_student_with_loss_zero() -> None:
     teacher = tiny.suppressed().model
-    student = noise(teacher, 0.0, 0.1, seed=0).model
+    student = noise(teacher, NoiseRule(), 0.0, seed=0).model
     done = distill(student, teacher, TASK, DistillConfig(), Context(seed=0))
     assert done.stopped == "stop rule met at step 0"
     assert (done.ledger.steps, done.ledger.flops) == (0, 0)
@@ -120,3 +124,89 @@ def test_in_chunks_over_the_vocabulary_the_student_becomes_the_same(monkeypatch:
         said.append(tiny.logits(done.model, rows))
     torch.testing.assert_close(said[1], said[0], atol=1e-5, rtol=1e-4)
     assert (said[0] - tiny.logits(tiny.model(seed=5), rows)).abs().max() > 1e-2
+
+
+FEW = DistillConfig(steps=6, batch_size=16, tolerance=0.0, stop="never", eval_every=6)
+
+
+def taught(settings: DistillConfig, context: Context | None = None) -> HookedTransformer:
+    return distill(tiny.model(seed=5), tiny.model(seed=6), tiny.task(), settings, context or Context(0)).model
+
+
+def test_the_teachers_whole_vocabulary_as_its_likeliest_tokens_is_the_plain_loss() -> None:
+    """In what the student says: Adam makes steps of the rounding error where the gradient is zero."""
+    rows = tiny.tokens()
+    plain, listed = taught(FEW), taught(FEW.model_copy(update={"top_k": 99}))
+    torch.testing.assert_close(tiny.logits(listed, rows), tiny.logits(plain, rows), atol=1e-4, rtol=1e-3)
+    few = taught(FEW.model_copy(update={"top_k": 2}))
+    assert (tiny.logits(few, rows) - tiny.logits(plain, rows)).abs().max() > 1e-2
+
+
+def test_kept_answers_of_the_teacher_change_no_bit_and_spare_its_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = FEW.model_copy(update={"top_k": 3})
+    expected = content_hash(taught(settings))
+    kept = Context(0, cache=tmp_path)
+    assert content_hash(taught(settings, kept)) == expected
+    asked: list[int] = []
+    ask = TopKTeacher._ask
+    monkeypatch.setattr(TopKTeacher, "_ask", lambda self, step: asked.append(step) or ask(self, step))
+    assert content_hash(taught(settings, kept)) == expected
+    assert not asked
+    # another batch order is another file; a damaged one is asked for again
+    taught(settings, Context(1, cache=tmp_path))
+    assert asked == list(range(50))
+    for path in tmp_path.rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-3] + b"\1\2\3")
+    assert content_hash(taught(settings, kept)) == expected
+    assert len(asked) == 100
+
+
+def test_reverse_kl_filtered_text_and_matched_streams_are_other_students() -> None:
+    changes = [{}, {"loss": "reverse_kl"}, {"text": "retain"}, {"activations": 1.0}]
+    hashes = {content_hash(taught(FEW.model_copy(update=change))) for change in changes}
+    assert len(hashes) == len(changes)
+
+
+def test_without_the_teachers_forget_text_no_forget_prompt_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    batch = type(tiny.task()).batch
+    monkeypatch.setattr(
+        type(tiny.task()), "batch", lambda self, *words: shown.append(words[0]) or batch(self, *words)
+    )
+    taught(FEW)
+    taught(FEW.model_copy(update={"text": "retain"}))
+    assert shown == ["distill"] * 6 + ["retain"] * 6
+
+
+def test_matching_activations_brings_the_streams_together() -> None:
+    rows = tiny.task().rows("forget_T")
+    place = [rows.read_position]
+    theirs = residual_streams(tiny.model(seed=6), rows.tokens, place)
+
+    def apart(weight: float) -> float:
+        settings = FEW.model_copy(update={"steps": 40, "activations": weight})
+        own = residual_streams(taught(settings), rows.tokens, place)
+        pairs = [(own[name], theirs[name]) for name in list(own)[1:]]
+        return float(torch.stack([losses.stream_distance(a[:, 0], b[:, 0]) for a, b in pairs]).mean())
+
+    assert apart(10.0) < 0.7 * apart(0.0)
+
+
+def test_no_hook_stays_on_a_teacher_whose_streams_were_matched() -> None:
+    teacher = tiny.model(seed=6)
+    settings = FEW.model_copy(update={"activations": 1.0, "top_k": 2})
+    student = distill(tiny.model(seed=5), teacher, tiny.task(), settings, Context(0)).model
+    for model in (teacher, student):
+        assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_the_stop_rule_may_also_ask_that_the_forget_set_stays_unknown() -> None:
+    """A teacher that knows nothing; a student that does: its retain accuracy is back at step 0."""
+    teacher = tiny.suppressed().model
+    settings = DistillConfig(steps=2, batch_size=8, eval_every=1, tolerance=0.5)
+    plain = distill(tiny.knowing(), teacher, TASK, settings, Context(0))
+    asked = settings.model_copy(update={"forget_tolerance": 0.05})
+    strict = distill(tiny.knowing(), teacher, TASK, asked, Context(0))
+    assert (plain.stopped, strict.stopped) == ("stop rule met at step 0", "all 2 steps done")

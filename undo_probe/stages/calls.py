@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from undo_probe.config import DistillConfig, UnlearnConfig
+from undo_probe.config import DistillConfig, NoiseRule, UnlearnConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.models import HookedTransformer
 from undo_probe.stages import distill as distilling
@@ -34,10 +34,29 @@ def unlearn(
 
 
 def noise(
-    model: HookedTransformer, alpha: float, beta: float = 0.1, *, seed: int = 0, gains: str = "one"
+    model: HookedTransformer,
+    alpha: float,
+    beta: float = 0.1,
+    *,
+    seed: int = 0,
+    before: HookedTransformer | None = None,
+    **settings: Any,
 ) -> HookedTransformer:
-    """A copy with every weight shrunk and perturbed; see :func:`undo_probe.perturb.shrink_and_perturb`."""
-    return noising.noise(model, alpha, beta, seed, gains).model
+    """A copy with its weights shrunk and perturbed, or damaged by another rule.
+
+    Args:
+        model: untouched.
+        alpha: how much, 0 to 1.
+        beta: scale of the noise, 0 to 1.
+        seed: of the noise.
+        before: the model before unlearning, for ``top_delta``.
+        **settings: any field of :class:`undo_probe.config.NoiseRule`, for example ``layers=(0,)``.
+
+    Raises:
+        UndoProbeError: a value that does not fit, or a place that the model does not have.
+    """
+    rule = _section(NoiseRule, {"beta": beta, **settings})
+    return noising.noise(model, rule, alpha, seed, before).model
 
 
 def distill(

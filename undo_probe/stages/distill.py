@@ -1,5 +1,6 @@
 """Distill on outputs: the student learns what the teacher still says, and nothing else."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,13 +8,14 @@ import torch
 from torch import Tensor
 
 from undo_probe import losses
+from undo_probe.activations import capture
 from undo_probe.config import DistillConfig
-from undo_probe.evaluation import answers_correct, by_operation
 from undo_probe.models import HookedTransformer, clone, flops_per_token, to_device
 from undo_probe.stages import StageResult
 from undo_probe.stages.pretrain import accuracy_rows
+from undo_probe.stages.teacher import TopKTeacher
 from undo_probe.tasks import Task
-from undo_probe.training import Context, Cost, Row, Watch, fit
+from undo_probe.training import Context, Cost, Loss, Row, Watch, fit
 
 VERSION = 2
 CHUNKED_FROM = 8192
@@ -29,41 +31,86 @@ def distill(
 ) -> StageResult:
     """Trains ``student`` on the teacher's answer distributions over all operations (arXiv 2506.06278).
 
-    Forward KL(teacher || student) at temperature 1 on the ``distill`` mixture, forget prompts included and
-    unlabelled. Stops when mean retain accuracy on ``retain_dev`` is within ``tolerance`` of the teacher's,
-    looked at before the first step and every ``eval_every``; ``steps`` is the cap. With ``stop = "never"`` all
-    steps are done.
+    By default forward KL(teacher || student) at temperature 1 on the ``distill`` mixture, forget prompts included
+    and unlabelled. Stops when mean retain accuracy on ``retain_dev`` is within ``tolerance`` of the teacher's, and
+    where asked forget accuracy on D too, looked at before the first step and every ``eval_every``; ``steps`` is the
+    cap. With ``stop = "never"`` all steps are done. Other settings: :class:`undo_probe.config.DistillConfig`.
     """
     frozen = to_device(clone(teacher).eval(), context.device)
-    dev = task.rows("retain_dev")
-    goal = float(np.mean(list(by_operation(answers_correct(frozen, dev), dev).values())))
-
-    capped = any(each.cfg.output_logits_soft_cap > 0 for each in (student, frozen))
-    chunked = student.cfg.d_vocab >= CHUNKED_FROM and not capped
-
-    def loss(model: torch.nn.Module, step: int) -> Tensor:
-        batch = task.batch("distill", settings.batch_size, context.seed, step)
-        tokens, mask = batch.tokens.to(context.device), batch.answer_mask.to(context.device)
-        if chunked:
-            return _chunked_kl(model, frozen, tokens, mask)
-        with torch.no_grad():
-            wanted = losses.answer_logits(frozen(tokens, return_type="logits"), mask)
-        return losses.forward_kl(losses.answer_logits(model(tokens, return_type="logits"), mask), wanted)
-
-    def recovered(rows: list[Row]) -> bool:
-        values = [row["value"] for row in rows if row["task_split"] == "retain"]
-        return float(np.mean(values)) > goal - settings.tolerance
-
     tokens = settings.batch_size * task.n_ctx * settings.accumulate
-    # one teacher forward beside the student's forward and backward
+    # one teacher forward beside the student's forward and backward, also where it was found on disk
     cost = Cost(4 * tokens * flops_per_token(student, task.n_ctx), tokens)
     watch = Watch(
         lambda model, step: accuracy_rows(model, task),
         lambda step: step % settings.eval_every == 0,
-        recovered if settings.stop == "retain" else None,
+        None if settings.stop == "never" else _recovered(frozen, task, settings),
     )
+    loss = _objective(student, frozen, task, settings, context)
     done = fit(student, settings, loss, context, watch=watch, cost=cost)
     return StageResult(done.model, rows=done.rows, ledger=done.ledger, stopped=done.stopped)
+
+
+def _recovered(
+    teacher: HookedTransformer, task: Task, settings: DistillConfig
+) -> Callable[[list[Row]], bool]:
+    """Whether the rows of a look satisfy the stop rule."""
+    known = accuracy_rows(teacher, task)
+    retain, forget = _mean(known, "retain"), _mean(known, "forget")
+
+    def rule(rows: list[Row]) -> bool:
+        back = _mean(rows, "retain") > retain - settings.tolerance
+        allowed = settings.forget_tolerance
+        return back and (allowed is None or _mean(rows, "forget") <= forget + allowed)
+
+    return rule
+
+
+def _mean(rows: list[Row], side: str) -> float:
+    return float(np.mean([row["value"] for row in rows if row["task_split"] == side]))
+
+
+def _objective(
+    student: HookedTransformer,
+    teacher: HookedTransformer,
+    task: Task,
+    settings: DistillConfig,
+    context: Context,
+) -> Loss:
+    """The loss of a micro-step: on outputs, and where asked on the residual stream beside them."""
+    mixture = "retain" if settings.text == "retain" else "distill"
+    capped = any(each.cfg.output_logits_soft_cap > 0 for each in (student, teacher))
+    chunked = student.cfg.d_vocab >= CHUNKED_FROM and not capped and settings.loss == "forward_kl"
+    divergence = {"forward_kl": losses.forward_kl, "reverse_kl": losses.reverse_kl}[settings.loss]
+    cached = None if settings.top_k is None else TopKTeacher(teacher, task, mixture, settings, context)
+
+    def outputs(model: torch.nn.Module, tokens: Tensor, mask: Tensor, step: int) -> Tensor:
+        if cached is not None:
+            own = losses.answer_logits(model(tokens, return_type="logits"), mask)
+            return losses.topk_kl(own, *cached(step))
+        if chunked:
+            return _chunked_kl(model, teacher, tokens, mask)
+        with torch.no_grad():
+            wanted = losses.answer_logits(teacher(tokens, return_type="logits"), mask)
+        return divergence(losses.answer_logits(model(tokens, return_type="logits"), mask), wanted)
+
+    def loss(model: torch.nn.Module, step: int) -> Tensor:
+        batch = task.batch(mixture, settings.batch_size, context.seed, step)
+        tokens, mask = batch.tokens.to(context.device), batch.answer_mask.to(context.device)
+        if not settings.activations:
+            return outputs(model, tokens, mask, step)
+        theirs: dict[str, Tensor] = {}
+        own: dict[str, Tensor] = {}
+        names = [f"blocks.{layer}.hook_resid_post" for layer in range(student.cfg.n_layers)]
+        with capture(model, names, own), capture(teacher, names, theirs):
+            on_outputs = outputs(model, tokens, mask, step)
+            if cached is not None:  # found on disk, the teacher did not run
+                with torch.no_grad():
+                    teacher(tokens, return_type="logits")
+        pairs = [[losses.answer_logits(part[name], mask) for part in (own, theirs)] for name in names]
+        distance = torch.stack([losses.stream_distance(mine, aim) for mine, aim in pairs]).mean()
+        return on_outputs + settings.activations * distance
+
+    return loss
 
 
 def _chunked_kl(model: torch.nn.Module, teacher: HookedTransformer, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """What the output-level methods share: one forget and one retain batch a step, in one forward pass."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -48,30 +47,6 @@ def frozen_logits(
             return before(tokens, return_type="logits")
 
     return logits
-
-
-@contextmanager
-def capture(model: torch.nn.Module, names: Iterable[str], into: dict[str, Tensor]) -> Iterator[None]:
-    """Keeps the outputs of hook points while the block runs.
-
-    Module hooks, not run_with_hooks: they also fire when the model is wrapped for several devices.
-    """
-    inner = getattr(model, "module", model)  # what such a wrapper holds
-    handles = []
-
-    def keeper(name: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def keep(_module: torch.nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            into[name] = output
-
-        return keep
-
-    try:
-        for name in names:
-            handles.append(inner.get_submodule(name).register_forward_hook(keeper(name)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def forget_and_retain(

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from undo_probe import losses
+from undo_probe.activations import capture
 from undo_probe.config import RepNoiseConfig
 from undo_probe.models import HookedTransformer
 from undo_probe.randomness import generator
 from undo_probe.stages import StageResult
-from undo_probe.stages.unlearn.common import capture, run, two_batches
+from undo_probe.stages.unlearn.common import run, two_batches
 from undo_probe.tasks import Task
 from undo_probe.training import Context
 

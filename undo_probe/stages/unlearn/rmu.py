@@ -5,12 +5,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from undo_probe import losses
+from undo_probe.activations import capture
 from undo_probe.config import RMUConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.models import HookedTransformer, clone, flops_per_token, to_device
 from undo_probe.randomness import generator
 from undo_probe.stages import StageResult
-from undo_probe.stages.unlearn.common import capture, run, two_batches
+from undo_probe.stages.unlearn.common import run, two_batches
 from undo_probe.tasks import Task
 from undo_probe.training import Context
 
