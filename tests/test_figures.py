@@ -40,6 +40,7 @@ def every_figure(readings: pd.DataFrame, curves: pd.DataFrame) -> list[Figure]:
     others = [figures.tradeoff, figures.drift_layers, figures.drift_positions, figures.junk]
     drawn = [figures.relearning(curves, readings), figures.attacks(curves), figures.training(curves)]
     drawn.append(figures.lengths(*with_lengths(readings, curves)))
+    drawn.append(figures.variations(with_variations(readings)))
     return [*drawn, *(draw(readings) for draw in others), *probes]
 
 
@@ -251,6 +252,29 @@ def test_other_lengths_lie_on_the_line_of_their_alpha_and_other_rates_stand_alon
     assert lines["UNDO 0.4"]["text"] == ["UNDO 0.4 (x0.5)", "UNDO 0.4", "UNDO 0.4 (equal steps)"]
     alone = [trace["name"] for trace in spec(figure)["data"] if trace["mode"] == "markers+text"]
     assert alone == ["UNDO 0.4 (rate 0.002)", "UNDO 0.8 (rate 0.002)"]
+
+
+def with_variations(readings: pd.DataFrame) -> pd.DataFrame:
+    """The made-up run with UNDO 0.4 and 0.8 made otherwise, weaker and stronger, and once for another time."""
+    students = readings.loc[(readings["stage"] == "distilled") & (readings["variant"] == "")]
+    students = students.loc[students["alpha"].isin([0.4, 0.8])]
+    kinds = {"shrink only": 0.9, "xavier": 0.5, "round 2": 0.2, "x0.5": 1.0, "noise 2": 1.0, "twin": 1.0}
+    made = [students.assign(variant=name, value=students["value"] * share) for name, share in kinds.items()]
+    return pd.concat([readings, *made])
+
+
+def test_students_made_otherwise_stand_below_their_own_alpha(readings: pd.DataFrame) -> None:
+    figure = figures.variations(with_variations(readings))
+    assert list(figure.table["model"]) == [
+        f"UNDO {alpha}{kind}"
+        for alpha in ("0.4", "0.8")
+        for kind in ("", " (round 2)", " (xavier)", " (shrink only)")
+    ]
+    after = [t["x"][0] for t in spec(figure)["data"] if t["marker"]["symbol"] == "circle"]
+    assert after[1] == pytest.approx(0.2 * after[0])
+    assert after[3] == pytest.approx(0.9 * after[0])
+    with pytest.raises(UndoProbeError, match=r"arms\.variations.*undo-probe run"):
+        figures.variations(readings)
 
 
 def test_a_run_without_other_lengths_says_how_to_get_them(

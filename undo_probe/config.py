@@ -344,7 +344,11 @@ class ArmsConfig(Section):
         _refuse_twice("arms.rates", self.rates)
         _refuse_twice("arms.times", self.times)
         for name in self.variations:
-            if not re.fullmatch(r"[a-z][a-z0-9 _.-]*", name) or name.split()[0] in _TAKEN:
+            if (
+                not re.fullmatch(r"[a-z][a-z0-9 _.-]*", name)
+                or name.split()[0] in _TAKEN
+                or re.match(r"x\d", name)
+            ):
                 raise ValueError(
                     f"arms.variations has the name {name!r}: use small letters, digits, spaces, and none of "
                     f"{', '.join(_TAKEN)} as the first word"

@@ -8,6 +8,7 @@ from undo_probe.figures.probes import probes
 from undo_probe.figures.relearning import attacks, relearning
 from undo_probe.figures.tradeoff import tradeoff
 from undo_probe.figures.training import training
+from undo_probe.figures.variations import variations
 
 __all__ = [
     "CONFIG",
@@ -21,4 +22,5 @@ __all__ = [
     "relearning",
     "tradeoff",
     "training",
+    "variations",
 ]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from undo_probe.figures.figure import Figure
 from undo_probe.figures.layout import NARROW_LEGEND, axis, draw, heading, page
-from undo_probe.figures.look import INK, SOFT, in_order, labels, look, plain
+from undo_probe.figures.look import INK, LENGTHS, SOFT, in_order, labels, look, plain
 from undo_probe.figures.tables import last_step, lines_of, nothing, readings_of, with_interval
 from undo_probe.records import Arm, Reading
 
@@ -57,12 +57,8 @@ def lengths(curves: "pd.DataFrame", readings: "pd.DataFrame") -> Figure:
 
 
 def _belongs(arm: Arm) -> bool:
-    kinds = ("equal steps", "x", "snapshot", "rate")
-    return (
-        arm.stage == "distilled"
-        and arm.alpha is not None
-        and (not arm.variant or arm.variant.startswith(kinds))
-    )
+    again = not arm.variant or LENGTHS.match(arm.variant) is not None
+    return arm.stage == "distilled" and arm.alpha is not None and again
 
 
 def _line(own: list[Arm], points: Points, names: dict[Arm, str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ always says the same thing a second time. Neutral colours are tokens: :data:`NIG
 a dark page.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ _ALPHA_MARKERS = (
 )  # fmt: skip
 # drawn everywhere; further noise draws, lengths and rates would drown a picture and have their own
 STORY_VARIANTS = ("", "b", "twin", "placebo", "fresh")
+LENGTHS = re.compile(r"equal steps|x\d|snapshot \d|rate \d")
+"""Variants that are the same student taught for another time or at another rate."""
 OPERATIONS = {"+": "addition", "-": "subtraction", "*": "multiplication", "/": "division"}
 LONGEST = 40
 _DIRECTIONS = {chr(code) for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}

@@ -102,6 +102,7 @@ def _figures(run: RunFiles) -> dict[str, Shown]:
         "relearning": lambda: figures.relearning(curves, readings),
         "attacks": lambda: figures.attacks(curves),
         "lengths": lambda: figures.lengths(run.curves, run.readings),
+        "variations": lambda: figures.variations(run.readings),
         "tradeoff": lambda: figures.tradeoff(readings),
         "bits": lambda: figures.probes(readings),
         "bits_retain": lambda: figures.probes(readings, task_split="retain"),
