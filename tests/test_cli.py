@@ -141,6 +141,14 @@ def test_pruning_asks_first_and_deletes_only_what_the_run_does_not_use(call: Cal
     assert Run(folder).store.keys() == used
 
 
+def test_a_dry_run_says_what_it_would_cost_and_makes_nothing(call: Call, tmp_path: Path) -> None:
+    said = call("run", "smoke", "--dry-run", "--workers", "3", "--out", tmp_path / "run")
+    assert said.code == 0
+    assert re.search(r"students +\d+ +\d+", said.out)
+    assert "with 3 processes" in said.out
+    assert not (tmp_path / "run").exists()
+
+
 # ---- what the user can get wrong
 
 

@@ -36,6 +36,9 @@ def run(
     ] = "report",
     workers: Workers = None,
     store: Annotated[Path | None, typer.Option(help="A stage store shared by several runs.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would cost on this machine.")
+    ] = False,
 ) -> None:
     """Run the pipeline, the attack, the scorecard and the report; again to resume."""
     words = list(settings or [])
@@ -47,6 +50,9 @@ def run(
     from undo_probe.plan import UNTIL
 
     last = _until(until)
+    if dry_run:
+        _say_costs(config, workers)
+        return
     with _phase("stages") as phase:
         made = run_undo(
             config,
@@ -168,6 +174,13 @@ def _load(source: str, words: list[str]) -> Any:
             f"{plain[0]!r} is no override: write section.key=value, for example noise.beta=0.05"
         )
     return load_config(source, *words)
+
+
+def _say_costs(config: Any, workers: int | None) -> None:
+    from undo_probe.estimate import estimate
+    from undo_probe.jobs import default_workers
+
+    typer.echo(estimate(config).text(workers or default_workers()))
 
 
 def _until(until: str) -> int:

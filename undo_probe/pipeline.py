@@ -64,7 +64,7 @@ KINDS: dict[str, tuple[Runner, int]] = {
 }
 
 
-def _length(settings: dict[str, Any], likened: int) -> dict[str, Any]:
+def length_of(settings: dict[str, Any], likened: int) -> dict[str, Any]:
     """The settings with a number of steps that follows from another student's, and no stop rule.
 
     ``times`` is a multiple of its steps; ``power`` p means steps to the power p, evenly spaced in log steps.
@@ -104,7 +104,7 @@ def run_stage(
         )
         settings = {name: value for name, value in step.settings.items() if name != "precision"}
         if "length" in settings:
-            settings = _length(settings, store.entry(what["parents"][-1]).ledger.steps)
+            settings = length_of(settings, store.entry(what["parents"][-1]).ledger.steps)
         result = KINDS[step.kind][0](settings, parents, task, context)
         if report is not None:
             report(1, 1)

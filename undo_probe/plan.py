@@ -170,7 +170,7 @@ def _rounds(config: RunConfig, alpha: float, teacher: str, rule: NoiseRule) -> l
 def _again(config: RunConfig, teacher: str, fit: dict[str, Any]) -> list[Step]:
     """The sweep's students once more, for other lengths of training and at other rates.
 
-    A length that depends on another student's is worked out when that one is there: see :func:`_length`. The
+    A length that depends on another student's is worked out when that one is there: see ``pipeline.length_of``. The
     batches are those of the sweep, so a shorter student is a moment in the life of the longer one.
     """
     method, arms, alphas = config.unlearn.method, config.arms, config.noise.alphas

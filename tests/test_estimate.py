@@ -1,0 +1,80 @@
+"""The estimate counts what a run then counts, and leaves nothing behind."""
+
+from pathlib import Path
+
+import pytest
+
+from undo_probe.errors import UndoProbeError
+from undo_probe.estimate import Line, estimate
+from undo_probe.presets import preset
+from undo_probe.store import Run
+
+
+@pytest.fixture(scope="module")
+def lines(attacked: Run) -> dict[str, Line]:
+    return {line.what: line for line in estimate(attacked.config).lines}
+
+
+def spent(run: Run, *stages: str) -> tuple[int, int, float]:
+    """Steps, tokens and FLOPs in the run's ledger."""
+    ledgers = [run.entry(arm).ledger for arm in run.arms if arm.stage in stages]
+    return tuple(sum(getattr(each, name) for each in ledgers) for name in ("steps", "tokens", "flops"))  # type: ignore[return-value]
+
+
+def test_stages_of_fixed_length_cost_what_the_ledger_says(attacked: Run, lines: dict[str, Line]) -> None:
+    found = lines["original and oracles"]
+    expected = spent(attacked, "original", "oracle", "oracle_matched")
+    assert (found.steps, found.tokens) == expected[:2]
+    assert found.flops == pytest.approx(expected[2])
+    unlearned = [arm for arm in attacked.arms if arm.stage == "unlearned" and not arm.variant]
+    for arm in unlearned:
+        ledger = attacked.entry(arm).ledger
+        share = lines[arm.label].models
+        assert lines[arm.label].flops == pytest.approx(share * ledger.flops)
+
+
+def test_students_cost_at_most_what_is_said(attacked: Run, lines: dict[str, Line]) -> None:
+    steps, tokens, flops = spent(attacked, "distilled")
+    found = lines["students"]
+    assert found.models == sum(arm.stage == "distilled" for arm in attacked.arms)
+    assert found.steps >= steps
+    assert found.flops / found.steps == pytest.approx(flops / steps)
+    assert found.tokens / found.steps == pytest.approx(tokens / steps)
+
+
+def test_attacks_are_counted_by_arm_rate_and_seed(attacked: Run, lines: dict[str, Line]) -> None:
+    made = attacked.manifest["attacks"]
+    assert lines["attacks"].models == len(made)
+    ledgers = [attacked.store.entry(each["key"]).ledger for each in made]
+    assert lines["attacks"].steps == sum(each.steps for each in ledgers)
+    assert lines["attacks"].flops == pytest.approx(sum(each.flops for each in ledgers))
+
+
+def test_seconds_grow_with_the_steps() -> None:
+    short, long = (estimate(preset("smoke", f"original.steps={steps}")) for steps in (100, 10_000))
+    pair = [each.lines[0].seconds for each in (short, long)]
+    assert 20 * pair[0] < pair[1]
+    assert long.peak_bytes > 4 * long.parameters
+
+
+def test_students_of_dependent_lengths_are_counted_by_their_cap() -> None:
+    base, more = (
+        {line.what: line for line in estimate(preset("smoke", *words)).lines}["students"]
+        for words in ((), ("arms.times=[3]",))
+    )
+    alphas = len(preset("smoke").noise.alphas)
+    assert more.models == base.models + alphas
+    assert more.steps == base.steps + 3 * alphas * preset("smoke").distill.steps
+
+
+def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = estimate(preset("smoke")).text(workers=2)
+    assert "with 2 processes" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_device_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UndoProbeError, match="torch sees no CUDA device"):
+        estimate(preset("smoke", "device=cuda"))
