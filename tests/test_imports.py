@@ -1,9 +1,13 @@
 """`import undo_probe` is free; its public names arrive when they are used."""
 
+import importlib
+import pkgutil
+import re
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +59,18 @@ def test_help_comes_within_a_second_and_loads_nothing_heavy() -> None:
         assert "Usage" in done.stdout
         assert done.stdout.splitlines()[-1] == "0 []"
     assert statistics.median(seconds) < 1
+
+
+MODULES = [found.name for found in pkgutil.walk_packages(undo_probe.__path__, "undo_probe.")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_can_be_imported(name: str) -> None:
+    assert importlib.import_module(name).__name__ == name
+
+
+def test_only_the_training_loop_steps_an_optimiser() -> None:
+    """Copies of a loop drift apart; whoever trains calls the one there is."""
+    root = Path(undo_probe.__file__).parent
+    stepping = [path for path in root.rglob("*.py") if re.search(r"optim\w*\.step\(", path.read_text())]
+    assert [path.relative_to(root).as_posix() for path in stepping] == ["training.py"]
