@@ -210,3 +210,16 @@ def test_the_models_own_draw_has_its_deviation_and_leads_to_a_fresh_model() -> N
 def test_pruning_refuses_a_share_outside_the_range(weights: dict[str, Tensor]) -> None:
     with pytest.raises(UndoProbeError, match="alpha is -0.1: expected a number from 0 to 1"):
         damage(weights, NoiseRule(rule="prune"), -0.1, seed=0)
+
+
+def test_jitter_moves_as_far_as_the_noise_would_and_shrinks_nothing(weights: dict[str, Tensor]) -> None:
+    rule = NoiseRule(rule="jitter")
+    moved, shrunk = damage(weights, rule, 0.6, seed=0), damage(weights, NoiseRule(), 0.6, seed=0)
+    for name, tensor in weights.items():
+        if name in kinds(weights)["matrix"]:
+            way = moved[name] - tensor
+            assert float(way.norm()) == pytest.approx(float((shrunk[name] - tensor).norm()), rel=1e-5)
+            pair = torch.stack([way.flatten(), tensor.flatten()])
+            assert abs(float(torch.corrcoef(pair)[0, 1])) < 5 / math.sqrt(tensor.numel())
+        else:
+            assert torch.equal(moved[name], tensor)

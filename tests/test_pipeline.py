@@ -190,6 +190,17 @@ def test_a_variation_changes_what_it_names_and_shares_what_it_does_not() -> None
     assert steps["noised-maxent-0.4-moved"].parents == ("unlearned-maxent", "original")
 
 
+def test_a_variation_of_the_teacher_has_the_teachers_batches_and_a_student_of_its_own() -> None:
+    steps = steps_of(
+        preset("tiny", "noise.alphas=[0.4]", 'arms.variations={"weak": {"unlearn": {"steps": 5}}}')
+    )
+    weak, teacher = steps["unlearned-maxent-weak"], steps["unlearned-maxent"]
+    assert (weak.seed, weak.parents) == (teacher.seed, teacher.parents)
+    assert weak.settings["fit"] == {**teacher.settings["fit"], "steps": 5}
+    assert steps["noised-maxent-0.4-weak"].parents == ("unlearned-maxent-weak",)
+    assert steps["distilled-maxent-0.4-weak"].parents == ("noised-maxent-0.4-weak", "unlearned-maxent-weak")
+
+
 def test_later_rounds_go_on_from_the_student_with_a_new_draw() -> None:
     steps = steps_of(preset("tiny", "noise.alphas=[0.4]", "arms.rounds=3", "arms.serial=2"))
     second, third = steps["distilled-maxent-0.4-round 2"], steps["distilled-maxent-0.4-round 3"]

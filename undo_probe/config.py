@@ -173,7 +173,8 @@ class NoiseRule(Section):
     """How weights are damaged, and which of them.
 
     ``perturb`` is ``W <- (1 - alpha) W + alpha beta N`` (arXiv 2506.06278; ``beta = 0`` only shrinks); ``prune``
-    sets the share alpha of each matrix with the smallest weights to zero. N is drawn by ``xavier`` (the paper's) or
+    sets the share alpha of each matrix with the smallest weights to zero; ``jitter`` moves each matrix as far as
+    ``perturb`` would, in a random direction, and shrinks nothing. N is drawn by ``xavier`` (the paper's) or
     as the model's own weights were at the start (``init``; with ``beta = 1`` the way goes to a fresh model, and with
     ``alpha = 1`` the chosen layers are reset). ``gains`` says where a norm's gain shrinks to: ``one``, its initial
     value, or ``zero``.
@@ -182,7 +183,7 @@ class NoiseRule(Section):
     with ``top_delta``, only this share of all weights: the ones that unlearning moved furthest.
     """
 
-    rule: Literal["perturb", "prune"] = "perturb"
+    rule: Literal["perturb", "prune", "jitter"] = "perturb"
     beta: Share = 0.1
     draw: Literal["xavier", "init"] = "xavier"
     gains: Literal["one", "zero"] = "one"
@@ -293,12 +294,13 @@ _TAKEN = ("b", "twin", "placebo", "fresh", "noise", "equal", "rate", "snapshot",
 
 
 class Variation(Section):
-    """The sweep once more with other settings: ``noise`` and ``distill`` name what differs from the run's own.
+    """The sweep once more with other settings: ``unlearn`` (of the teacher), ``noise`` and ``distill`` say which.
 
     For example ``{"noise": {"beta": 0}}``, or ``{"distill": {"text": "retain"}}``; at ``alphas``, by default at
     ``arms.rates_alpha``.
     """
 
+    unlearn: dict[str, Any] = {}
     noise: dict[str, Any] = {}
     distill: dict[str, Any] = {}
     alphas: tuple[Share, ...] | None = None
@@ -397,15 +399,17 @@ class RunConfig(Section):
                 size = f"{self.model.n_layers} layers of {self.model.n_heads} heads"
                 raise ValueError(f"{key} names {text}, but the model has {size}, counted from 0")
 
-    def varied(self, name: str, variation: Variation) -> tuple[NoiseRule, DistillConfig]:
-        """The noise rule and the distillation settings of a variation.
+    def varied(self, name: str, variation: Variation) -> tuple[NoiseRule, DistillConfig, UnlearnFit]:
+        """The noise rule, the distillation and the teacher's settings of a variation.
 
         Raises:
             ValueError: an unknown setting, or a value that does not fit.
         """
-        found = []
-        for section, kind in (("noise", NoiseRule), ("distill", DistillConfig)):
-            own = {key: getattr(getattr(self, section), key) for key in kind.model_fields}
+        teacher = getattr(self.unlearn, self.unlearn.method)
+        found: list[Any] = []
+        sections = {"noise": (NoiseRule, self.noise), "distill": (DistillConfig, self.distill)}
+        for section, (kind, start) in {**sections, "unlearn": (type(teacher), teacher)}.items():
+            own = {key: getattr(start, key) for key in kind.model_fields}
             try:
                 found.append(kind.model_validate({**own, **getattr(variation, section)}))
             except ValidationError as error:
@@ -415,4 +419,4 @@ class RunConfig(Section):
                 raise ValueError(
                     f"arms.variations.{name}.{section}.{key}: {first['msg']} (settings are {known})"
                 ) from None
-        return found[0], found[1]
+        return found[0], found[1], found[2]

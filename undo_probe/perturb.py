@@ -65,6 +65,8 @@ def damage(
             raise UndoProbeError("draw is 'init', but the model does not say how its weights were drawn")
         spread = init_std if rule.draw == "init" else None
         changed = shrink_and_perturb(parameters, alpha, rule.beta, seed, rule.gains, spread)
+    if rule.rule == "jitter":
+        changed = {name: jitter(name, tensor, changed[name], seed) for name, tensor in parameters.items()}
     for name, mask in touched(parameters, rule, before).items():
         if mask is not None:
             changed[name] = torch.where(mask, changed[name], parameters[name])
@@ -105,6 +107,15 @@ def shrink_and_perturb(
         else:
             noised[name] = (1 - alpha) * tensor
     return noised
+
+
+def jitter(name: str, tensor: Tensor, like: Tensor, seed: int) -> Tensor:
+    """A weight matrix moved as far as ``like`` lies from it, in a random direction; others as they are."""
+    fans = flat_shape(name, tensor)
+    if fans is None:
+        return tensor.clone()
+    way = _noise(tensor.shape, fans, None, generator(seed, "jitter", name)).to(tensor)
+    return tensor + way * ((like - tensor).norm() / way.norm())
 
 
 def _check_share(label: str, value: float) -> None:

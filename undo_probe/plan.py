@@ -105,16 +105,7 @@ def _students(config: RunConfig) -> list[Step]:
         for alpha in alphas:
             arm = Arm("distilled", method, alpha, variant=variant)
             steps += _student(config, arm, (rule, config.distill), (taught_by, taught_by), draw)
-    for name, variation in arms.variations.items():
-        for alpha in variation.alphas or (arms.rates_alpha,):
-            arm = Arm("distilled", method, alpha, variant=name)
-            settings = config.varied(name, variation)
-            noised, student = _student(config, arm, settings, (teacher, teacher))
-            if settings[0] == rule and alpha in config.noise.alphas:  # the sweep has made it
-                parents = (Arm("noised", method, alpha).name, teacher)
-                steps.append(replace(student, parents=parents))
-            else:
-                steps += [noised, student]
+    steps += _varied(config, teacher, rule)
     for alpha in config.noise.alphas:
         steps += _rounds(config, alpha, teacher, rule)
     fit = config.distill.model_dump(mode="json")
@@ -142,6 +133,31 @@ def _student(
         _step(config, noised, "noise", noise, start, purpose=draw),
         _step(config, arm, "distill", fitted, (noised.name, parents[1]), purpose="distill"),
     ]
+
+
+def _varied(config: RunConfig, teacher: str, own: NoiseRule) -> list[Step]:
+    """Students made with other settings; what a variation leaves alone, it shares with the sweep."""
+    method, steps = config.unlearn.method, []
+    for name, variation in config.arms.variations.items():
+        rule, fit, taught = config.varied(name, variation)
+        taught_by = teacher
+        if variation.unlearn:
+            settings = {"method": method, "fit": taught.model_dump(mode="json")}
+            start = unlearn.STARTS_FROM.get(method)
+            before = Arm("unlearned", start).name if start else "original"
+            weak = Arm("unlearned", method, variant=name)
+            # the teacher's own batches: only the settings differ
+            steps.append(_step(config, weak, "unlearn", settings, (before,), purpose=teacher))
+            taught_by = weak.name
+        for alpha in variation.alphas or (config.arms.rates_alpha,):
+            arm = Arm("distilled", method, alpha, variant=name)
+            noised, student = _student(config, arm, (rule, fit), (taught_by, taught_by))
+            if taught_by == teacher and rule == own and alpha in config.noise.alphas:
+                parents = (Arm("noised", method, alpha).name, teacher)
+                steps.append(replace(student, parents=parents))
+            else:
+                steps += [noised, student]
+    return steps
 
 
 def _rounds(config: RunConfig, alpha: float, teacher: str, rule: NoiseRule) -> list[Step]:

@@ -1,0 +1,11 @@
+"""Is a forget set that shares structure with the retain set harder to remove?
+
+Claim C17 of the paper, over several seeds.
+
+python analyses/c17_are_entangled_sets_harder.py --seeds 31 32 33 34 35 36 --out runs/claims
+"""
+
+from undo_probe.claims import main
+
+if __name__ == "__main__":
+    main("C17")

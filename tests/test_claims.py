@@ -1,0 +1,154 @@
+"""A claim holds only where its margins lie above zero over enough seeds; what a run lacks is named."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from undo_probe import claims
+from undo_probe.claims import CLAIMS, Evidence, judge, judge_all, table
+from undo_probe.errors import UndoProbeError
+from undo_probe.plan import plan
+from undo_probe.presets import preset
+from undo_probe.records import Arm
+
+REPO = Path(__file__).parents[1]
+SEEDS = 6
+# arm -> forget and retain accuracy, what the attack reaches (freely, and keeping retain), log2 steps, compute
+STORY = {
+    Arm("original"): (1.0, 0.98, 1.0, 1.0, 0.0, None),
+    Arm("oracle_matched"): (0.03, 0.97, 0.05, 0.05, 7.6, None),
+    Arm("unlearned", "maxent"): (0.02, 0.97, 0.9, 0.1, 3.0, 0.5),
+    Arm("distilled", "maxent", 0.2): (0.02, 0.96, 0.8, 0.1, 3.2, 0.6),
+    Arm("distilled", "maxent", 0.4): (0.02, 0.96, 0.6, 0.1, 4.0, 0.7),
+    Arm("distilled", "maxent", 0.8): (0.02, 0.95, 0.1, 0.1, 7.6, 2.0),
+    Arm("distilled", "maxent", variant="fresh"): (0.02, 0.95, 0.06, 0.05, 7.6, 2.5),
+    Arm("distilled", "maxent", 0.4, variant="twin"): (0.96, 0.97, 0.98, 0.98, 0.0, 0.2),
+}
+
+
+def readings(seeds: int = SEEDS, **others: tuple[float, ...]) -> pd.DataFrame:
+    """A made-up run a seed, whose values differ a little between seeds."""
+    draw = np.random.default_rng(0)
+    named = {Arm("distilled", "maxent", 0.4, variant=name): values for name, values in others.items()}
+    lines = []
+    for seed in range(seeds):
+        for arm, (forget, retain, reached, kept, steps, compute) in {**STORY, **named}.items():
+            noise = draw.normal(0, 0.005, 5)
+            common = {**arm.columns(), "seed": seed, "arm": arm.name, "layer": None, "control_value": 0.03}
+            values = [
+                ("accuracy", "forget", "V", forget + noise[0]),
+                ("accuracy", "retain", "all", retain + noise[1]),
+                ("relearned", "forget", "step 5", 0.0),
+                ("relearned", "forget", "step 200", reached + noise[2]),
+                ("relearned_utility", "forget", "step 200", kept + noise[3]),
+                ("relearn_log_steps", "forget", "V", steps),
+                ("robustness", "forget", "V", (0.9 - reached) / 0.85 + noise[4]),
+            ]
+            if compute is not None:
+                values.append(("compute_share", "forget", "all", compute))
+            lines += [
+                {**common, "measure": m, "task_split": t, "subset": s, "value": v} for m, t, s, v in values
+            ]
+            bits = {**common, "layer": "blocks.1.hook_resid_post", "measure": "probe_bits"}
+            lines.append(
+                {**bits, "task_split": "forget", "subset": "first_digit", "value": reached + noise[0]}
+            )
+    return pd.DataFrame(lines)
+
+
+def verdicts(table_: pd.DataFrame) -> dict[str, str]:
+    return {each.name: each.verdict for each in judge_all(Evidence(table_))}
+
+
+def test_the_papers_story_holds_where_it_was_made_to_and_what_is_missing_is_named() -> None:
+    found = verdicts(readings())
+    assert [name for name, word in found.items() if word == "holds"] == [
+        "C1", "C2", "C3", "C5", "C7", "C8", "C15", "C16", "C18",
+    ]  # fmt: skip
+    assert found["C9"] == "does not hold"
+    assert found["C4"] == "not measured: no unlearned-oracle_matching in every run"
+    assert found["C10"] == "not measured: no distilled-maxent-0.4-shrink only in every run"
+    assert found["C17"] == "not measured: no entangled task was run"
+
+
+def test_a_story_the_other_way_round_does_not_hold() -> None:
+    other = readings()
+    reached = (other["measure"] == "relearned") & (other["subset"] == "step 200")
+    swap = {"distilled-maxent-0.2": 0.1, "distilled-maxent-0.8": 0.9}
+    for arm, value in swap.items():
+        other.loc[reached & (other["arm"] == arm), "value"] = value
+    assert verdicts(other)["C7"] == "does not hold"
+    learned = readings()
+    learned.loc[(learned["arm"] == "unlearned-maxent") & (learned["subset"] == "V"), "value"] = 0.5
+    assert verdicts(learned)["C2"] == "does not hold"
+
+
+@pytest.mark.parametrize(("reach", "word"), [(0.6, "holds"), (0.7, "equality within 0.05 is not shown")])
+def test_equality_is_claimed_only_within_its_margin(reach: float, word: str) -> None:
+    same: Any = {"shrink only": (0.02, 0.96, reach, 0.1, 4.0, 0.7)}
+    assert verdicts(readings(**same))["C10"] == word
+
+
+def test_an_interval_around_zero_shows_nothing() -> None:
+    assert verdicts(readings())["C13"].startswith(("not shown", "holds", "does not hold"))
+    flat = readings()
+    before = (flat["measure"] == "accuracy") & (flat["subset"] == "V")
+    noise = pd.Series([0.01, -0.01, 0.02, -0.02, 0.005, -0.005])
+    for arm, sign in (("distilled-maxent-0.2", 1), ("unlearned-maxent", 0)):
+        flat.loc[before & (flat["arm"] == arm), "value"] = (0.1 + sign * noise).to_numpy()
+    assert verdicts(flat)["C13"] == "not shown: the interval holds 0"
+
+
+def test_few_seeds_are_points() -> None:
+    words = {word for word in verdicts(readings(seeds=3)).values() if not word.startswith("not measured")}
+    assert words == {"points only: fewer than 6 seeds"}
+    assert verdicts(readings(seeds=1))["C1"].startswith("not measured: one seed")
+
+
+def test_the_sheet_adjusts_over_what_was_tested() -> None:
+    found = judge_all(Evidence(readings()))
+    text = table(found)
+    assert len(text.splitlines()) == 2 + len(CLAIMS)
+    tested = sum(each.p_value is not None for each in found)
+    assert f"0.031 ({0.03125 * tested:.2f})" in text
+    assert "| – | – | – | not measured" in text
+
+
+def test_an_unknown_claim_is_named_with_those_there_are() -> None:
+    with pytest.raises(UndoProbeError, match="there is no claim 'C99': there are C1, C2"):
+        judge("C99", Evidence(readings()))
+
+
+def test_every_claim_has_one_script_that_names_it() -> None:
+    scripts = {path.name: path.read_text() for path in (REPO / "analyses").glob("c[0-9]*.py")}
+    named = [re.findall(r'main\("(C\d+)"\)', text) for text in scripts.values()]
+    assert sorted(named, key=lambda each: int(each[0][1:])) == [[name] for name in CLAIMS]
+    listed = (REPO / "analyses" / "README.md").read_text()
+    assert all(f"`{name}`" in listed for name in scripts)
+
+
+def test_a_script_says_what_it_asks(tmp_path: Path) -> None:
+    script = next((REPO / "analyses").glob("c07_*.py"))
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
+    assert CLAIMS["C7"].says in done.stdout
+
+
+def test_the_arms_that_claims_are_about_are_in_their_runs() -> None:
+    """With its overrides a run lacks nothing but what C17 asks for."""
+    names = {step.arm.name for step in plan(preset("tiny", *claims.ARMS))}
+    wanted = {
+        "unlearned-sam",
+        "unlearned-repnoise",
+        "unlearned-oracle_matching",
+        "unlearned-oracle_matching-fresh",
+    }
+    wanted |= {
+        f"distilled-maxent-0.4-{name}" for name in ("shrink only", "retain text", "weak teacher", "twin")
+    }
+    assert wanted | {"distilled-maxent-0.8-jitter"} <= names

@@ -1,0 +1,342 @@
+"""The paper's claims as one pre-registered contrast each, with seeds as the unit.
+
+A contrast gives one margin a seed: how far the claim holds there, in the unit of its measure, with the threshold
+taken off. The claim holds where Student's interval of the margins lies above 0 over at least six seeds. Whatever a
+run lacks for a claim is named instead of a verdict.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from undo_probe import intervals
+from undo_probe.errors import UndoProbeError
+from undo_probe.replicates import ENOUGH, by_seed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Margins = np.ndarray
+ARMS = (
+    "arms.oracle_matching=1500",
+    'unlearn.also=["graddiff", "rmu", "sam", "repnoise"]',
+    'arms.variations={"shrink only": {"noise": {"beta": 0}}, "retain text": {"distill": {"text": "retain"}}, '
+    '"weak teacher": {"unlearn": {"steps": 20}}, "jitter": {"noise": {"rule": "jitter"}, "alphas": [0.8]}}',
+)
+"""Overrides of a preset with which its runs have what every claim is about, but for C17."""
+
+
+class Missing(UndoProbeError):
+    """The runs lack what a claim is about."""
+
+
+class Evidence:
+    """The readings of several seeds, as :func:`undo_probe.replicates.replicate` gives them."""
+
+    def __init__(self, readings: "pd.DataFrame", method: str = "maxent", alpha: float = 0.4) -> None:
+        """``method`` made the teacher; ``alpha`` is the strength at which single students are compared."""
+        self.readings, self.method, self.alpha = readings, method, alpha
+        names = (re.fullmatch(rf"distilled-{method}-([\d.]+)", str(arm)) for arm in readings["arm"].unique())
+        self.alphas = sorted(float(name[1]) for name in names if name)
+
+    @property
+    def teacher(self) -> str:
+        """The unlearned arm that was noised and distilled."""
+        return f"unlearned-{self.method}"
+
+    def student(self, alpha: float | None = None, variant: str = "") -> str:
+        """The name of a distilled arm; without alpha the strongest of the sweep."""
+        strength = self.alphas[-1] if alpha is None else alpha
+        return f"distilled-{self.method}-{strength:g}" + (f"-{variant}" if variant else "")
+
+    def values(self, arm: str, query: str) -> Margins:
+        """One value a seed."""
+        try:
+            frame = by_seed(self.readings, query)
+        except UndoProbeError as error:
+            raise Missing(f"no reading for {query}") from error
+        found = frame[arm].to_numpy(dtype=float) if arm in frame else np.array([np.nan])
+        if np.isnan(found).any():
+            raise Missing(f"no {arm} in every run")
+        return found
+
+    def reached(self, arm: str) -> Margins:
+        """Forget accuracy that the attack reaches: cumulative maximum at the last step."""
+        steps = self.readings.loc[self.readings["measure"] == "relearned", "subset"].unique()
+        if not len(steps):
+            raise Missing("no attack was run")
+        last = max((str(step) for step in steps), key=lambda text: int(text.split()[-1]))
+        return self.values(arm, f"measure == 'relearned' and subset == '{last}'")
+
+    def log_steps(self, arm: str) -> Margins:
+        """log2(1 + steps) to the threshold, capped at the attack's length (so a difference is understated)."""
+        return self.values(arm, "measure == 'relearn_log_steps'")
+
+    def accuracy(self, arm: str, side: str = "forget") -> Margins:
+        """Accuracy before any attack: V, or held-out retain rows."""
+        subset = "V" if side == "forget" else "all"
+        return self.values(arm, f"measure == 'accuracy' and task_split == '{side}' and subset == '{subset}'")
+
+    def compute(self, arm: str) -> Margins:
+        """Compute as a share of training without the forget data."""
+        return self.values(arm, "measure == 'compute_share'")
+
+    def along(self, values: Callable[[str], Margins]) -> Margins:
+        """Shape (seed, alpha): a value of every student of the sweep."""
+        if len(self.alphas) < 3:
+            raise Missing("fewer than three alphas")
+        return np.stack([values(self.student(alpha)) for alpha in self.alphas], axis=1)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, its contrast in words, and the function that gives one margin a seed."""
+
+    says: str
+    contrast: str
+    margins: Callable[[Evidence], Margins]
+    equal_within: float | None = None
+    """For claims of equality: the margins are differences, and this is the largest that counts as none."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came out."""
+
+    name: str
+    claim: Claim
+    verdict: str
+    interval: intervals.Interval | None = None
+    p_value: float | None = None
+
+    def __str__(self) -> str:
+        """A few lines for a terminal."""
+        lines = [f"{self.name}: {self.claim.says}", f"  contrast: {self.claim.contrast}"]
+        if self.interval is not None:
+            found = self.interval
+            low = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}] over {found.n} seeds"
+            lines.append(f"  {low}, sign-flip p {self.p_value:.3f}")
+        return "\n".join([*lines, f"  {self.verdict}"])
+
+
+def judge(name: str, evidence: Evidence) -> Verdict:
+    """The verdict on one claim.
+
+    Raises:
+        UndoProbeError: there is no such claim.
+    """
+    if name not in CLAIMS:
+        raise UndoProbeError(f"there is no claim {name!r}: there are {', '.join(CLAIMS)}")
+    claim = CLAIMS[name]
+    try:
+        margins = claim.margins(evidence)
+    except Missing as lack:
+        return Verdict(name, claim, f"not measured: {lack}")
+    if len(margins) < 2:
+        return Verdict(name, claim, f"not measured: one seed ({margins[0]:.3f})")
+    found = intervals.t_interval(margins)
+    p_value = intervals.sign_flip_test(margins).p_value
+    return Verdict(name, claim, _word(claim, found), found, p_value)
+
+
+def judge_all(evidence: Evidence) -> list[Verdict]:
+    """Every claim's verdict, in order."""
+    return [judge(name, evidence) for name in CLAIMS]
+
+
+def _word(claim: Claim, found: intervals.Interval) -> str:
+    if found.n < ENOUGH:
+        return f"points only: fewer than {ENOUGH} seeds"
+    if claim.equal_within is not None:
+        within = -claim.equal_within < found.low and found.high < claim.equal_within
+        return "holds" if within else f"equality within {claim.equal_within:g} is not shown"
+    if found.low > 0:
+        return "holds"
+    return "does not hold" if found.high < 0 else "not shown: the interval holds 0"
+
+
+def main(name: str = "") -> None:
+    """What a claim's script does: run what is missing, then print one claim's verdict, or the sheet of all."""
+    import argparse
+
+    from undo_probe.presets import preset
+    from undo_probe.replicates import replicate
+
+    parser = argparse.ArgumentParser(description=CLAIMS[name].says if name else "every claim on one sheet")
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[31, 32, 33, 34, 35, 36])
+    parser.add_argument("--out", default="runs/claims", help="one folder a seed; finished stages are loaded")
+    asked = parser.parse_args()
+    config = preset(asked.preset, *ARMS)
+    evidence = Evidence(
+        replicate(config, asked.seeds, asked.out), config.unlearn.method, config.arms.rates_alpha
+    )
+    print(judge(name, evidence) if name else table(judge_all(evidence)))  # noqa: T201
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts as a Markdown table; p-values are also given adjusted over the sheet (Holm)."""
+    tested = [each for each in verdicts if each.p_value is not None]
+    adjusted = intervals.holm([each.p_value for each in tested if each.p_value is not None]) if tested else []
+    holm = {each.name: value for each, value in zip(tested, adjusted, strict=True)}
+    lines = [
+        "| claim | contrast (one margin a seed) | mean, 95 % interval | n | p (Holm) | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for each in verdicts:
+        found = each.interval
+        cells = ["–"] * 3
+        if found is not None and each.p_value is not None:
+            cells = [
+                f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]",
+                str(found.n),
+                f"{each.p_value:.3f} ({holm[each.name]:.2f})",
+            ]
+        lines.append(
+            " | ".join(
+                [f"| {each.name}: {each.claim.says}", each.claim.contrast, *cells, f"{each.verdict} |"]
+            )
+        )
+    return "\n".join(lines)
+
+
+def _spearman(rows: Margins, levels: Margins | list[float]) -> Margins:
+    from scipy import stats
+
+    ranks = stats.rankdata(np.asarray(levels))
+    return np.array([float(np.corrcoef(ranks, stats.rankdata(row))[0, 1]) for row in rows])
+
+
+def _c1(e: Evidence) -> Margins:
+    return np.minimum(e.accuracy("original"), e.accuracy("original", "retain")) - 0.9
+
+
+def _c2(e: Evidence) -> Margins:
+    chance = by_seed(
+        e.readings.assign(value=e.readings["control_value"]), "measure == 'accuracy' and subset == 'V'"
+    )[e.teacher].to_numpy(dtype=float)
+    left = e.accuracy(e.teacher) - chance
+    lost = e.accuracy("original", "retain") - e.accuracy(e.teacher, "retain")
+    return 0.05 - np.maximum(left, lost)
+
+
+def _c9(e: Evidence) -> Margins:
+    robust = e.along(lambda arm: e.values(arm, "measure == 'robustness'"))
+    return (robust - e.along(e.compute)).mean(axis=1)
+
+
+def _c14(e: Evidence) -> Margins:
+    baselines = np.minimum(e.reached("unlearned-sam"), e.reached("unlearned-repnoise"))
+    return baselines - e.reached(e.student())
+
+
+def _c16(e: Evidence) -> Margins:
+    """Over unlearned models and students: not the original and the oracles, which would fix the ends."""
+    layers = [str(layer) for layer in e.readings["layer"].dropna().unique()]
+    streams = [layer for layer in layers if layer.endswith("hook_resid_post")]
+    last = max(streams, key=lambda layer: int(layer.split(".")[1]))
+    query = f"measure == 'probe_bits' and task_split == 'forget' and subset == 'first_digit' and layer == '{last}'"
+    arms = sorted(str(arm) for arm in e.readings["arm"].unique())
+    names = [arm for arm in arms if arm.startswith(("unlearned-", "distilled-"))]
+    pairs = [(e.values(arm, query), e.reached(arm)) for arm in names]
+    bits, reached = (np.stack(side, axis=1) for side in zip(*pairs, strict=True))
+    return np.array([_spearman(r[None], b)[0] for b, r in zip(bits, reached, strict=True)])
+
+
+def _lacks(what: str) -> Callable[[Evidence], Margins]:
+    def none(_: Evidence) -> Margins:
+        raise Missing(what)
+
+    return none
+
+
+CLAIMS: dict[str, Claim] = {
+    "C1": Claim("the original knows both", "lower of forget and retain accuracy, less .9", _c1),
+    "C2": Claim("unlearning suppresses", ".05 less the larger of forget above chance and retain lost", _c2),
+    "C3": Claim(
+        "suppression is shallow",
+        "log2 steps to the threshold, matched oracle less teacher, less log2(10)",
+        lambda e: e.log_steps("oracle_matched") - e.log_steps(e.teacher) - np.log2(10),
+    ),
+    "C4": Claim(
+        "matching the oracle's outputs does not remove",
+        "attack reaches: student from the original less student from random weights",
+        lambda e: e.reached("unlearned-oracle_matching") - e.reached("unlearned-oracle_matching-fresh"),
+    ),
+    "C5": Claim(
+        "distilling into random weights makes robust",
+        "log2 steps to the threshold, Unlearn-and-Distill less teacher, less log2(3)",
+        lambda e: e.log_steps(f"distilled-{e.method}-fresh") - e.log_steps(e.teacher) - np.log2(3),
+    ),
+    "C6": Claim(
+        "weak suppression leaks",
+        "attack reaches: the variation `weak teacher` less the sweep's student",
+        lambda e: e.reached(e.student(e.alpha, "weak teacher")) - e.reached(e.student(e.alpha)),
+    ),
+    "C7": Claim(
+        "more alpha, more robust",
+        "Spearman of alpha and minus what the attack reaches, less .8",
+        lambda e: _spearman(-e.along(e.reached), e.alphas) - 0.8,
+    ),
+    "C8": Claim(
+        "more alpha, more steps of distillation",
+        "Spearman of alpha and compute, less .8",
+        lambda e: _spearman(e.along(e.compute), e.alphas) - 0.8,
+    ),
+    "C9": Claim(
+        "robustness is bought at or above the chord",
+        "robustness less compute as a share of data filtering, mean over alphas",
+        _c9,
+    ),
+    "C10": Claim(
+        "shrinking does the work",
+        "attack reaches: the variation `shrink only` (beta 0) less the sweep's student",
+        lambda e: e.reached(e.student(e.alpha, "shrink only")) - e.reached(e.student(e.alpha)),
+        equal_within=0.05,
+    ),
+    "C11": Claim(
+        "noise without the teacher's forget outputs is not enough",
+        "attack reaches: the variation `retain text` less the sweep's student",
+        lambda e: e.reached(e.student(e.alpha, "retain text")) - e.reached(e.student(e.alpha)),
+    ),
+    "C12": Claim(
+        "distillation without shrinking gives nothing",
+        "attack reaches: the variation `jitter` (moved as far, not shrunk) at the largest alpha less the sweep's",
+        lambda e: e.reached(e.student(None, "jitter")) - e.reached(e.student()),
+    ),
+    "C13": Claim(
+        "a small alpha re-exposes",
+        "forget accuracy before any attack: weakest student less teacher",
+        lambda e: e.accuracy(e.student(e.alphas[0])) - e.accuracy(e.teacher),
+    ),
+    "C14": Claim(
+        "robust baselines fall under attack",
+        "attack reaches: the better of SAM and RepNoise less the strongest student",
+        _c14,
+    ),
+    "C15": Claim(
+        "a teacher that knows passes it on",
+        "twin's forget accuracy less .9",
+        lambda e: e.accuracy(e.student(e.alpha, "twin")) - 0.9,
+    ),
+    "C16": Claim(
+        "what probes read tracks what the attack brings back",
+        "Spearman of first-digit bits and attack's reach over unlearned models and students",
+        _c16,
+    ),
+    "C17": Claim("entangled forget sets are harder", "–", _lacks("no entangled task was run")),
+    "C18": Claim(
+        "the choice of attack changes the verdict",
+        "attack reaches, teacher less strongest student: free attacker less one who must keep retain",
+        lambda e: (
+            (e.reached(e.teacher) - e.reached(e.student()))
+            - (
+                e.values(e.teacher, "measure == 'relearned_utility'")
+                - e.values(e.student(), "measure == 'relearned_utility'")
+            )
+        ),
+    ),
+}
