@@ -300,7 +300,7 @@ def test_a_stage_that_breaks_is_exit_code_one_and_named(
     monkeypatch.setitem(KINDS, "pretrain", (breaks, 1))
     said = call(*quick("--out", tmp_path / "run", "--workers", "1"))
     assert said.code == 1
-    assert "3 of 3 jobs failed" in said.err
+    assert "3 of 4 jobs failed" in said.err
     assert "original: RuntimeError: no more power" in said.err
     assert "Traceback" not in said.err
 
