@@ -180,16 +180,17 @@ def swept(table: "pd.DataFrame", keys: Sequence[str], headline: Headline) -> Fig
     ticks = _in_order({group.place[across] for group in groups}) if others else [""]
     titles = [_panel_title(others, panel, across) for panel in panels]
     grid = Panels(
-        titles, columns=min(3, len(panels)), panel_height=300, gap=0.04, bottom=130, legend_rows=2,
-    )  # fmt: skip
+        titles, columns=min(3, len(panels)), panel_height=300, gap=0.04, row_gap=80, bottom=96, legend_rows=2
+    )
     looks = _looks(groups)
-    traces = []
-    for group in groups:
-        x = ticks.index(group.place[across]) if others else 0
-        dodge = 0.7 * ((list(looks).index(group.role) + 0.5) / len(looks) - 0.5)
-        panel = panels.index(_rest(group.place, across))
-        first = next(each for each in groups if each.role == group.role) is group
-        traces += _traces(group, looks[group.role], x + dodge, axis_names(panel), first)
+    step = 0.7 / len(looks)
+    traces, named = [], set()
+    for group in sorted(groups, key=lambda group: list(looks).index(group.role)):
+        at = ticks.index(group.place[across]) if others else 0
+        x = at + step * (list(looks).index(group.role) + 0.5) - 0.35
+        axes = axis_names(panels.index(_rest(group.place, across)))
+        traces += _traces(group, looks[group.role], (x, x + step / 3), axes, group.role not in named)
+        named.add(group.role)
     return Figure(
         name=f"sweep-{headline.name}",
         title=headline.title,
@@ -242,17 +243,20 @@ def _looks(groups: Sequence[Group]) -> dict[str, Look]:
     return {role: look(arm) for role, arm in sorted(arms.items(), key=lambda pair: order.index(pair[1]))}
 
 
-def _traces(group: Group, style: Look, x: float, axes: dict[str, str], first: bool) -> list[dict[str, Any]]:
+def _traces(
+    group: Group, style: Look, x: tuple[float, float], axes: dict[str, str], first: bool
+) -> list[dict[str, Any]]:
+    """The mean with its bar at the first place, the seeds at the second."""
     found = group.interval
     half = found.high - found.value if len(group.values) > 1 else 0.0
     hidden = {"showlegend": False, "legendgroup": group.role, **axes}
     rings = {
-        **hidden, "type": "scatter", "mode": "markers", "x": [x + 0.035] * len(group.values), "y": list(group.values),
+        **hidden, "type": "scatter", "mode": "markers", "x": [x[1]] * len(group.values), "y": list(group.values),
         "marker": {"symbol": "circle-open", "size": 6, "color": faint(style.color, 0.75)},
         "name": plain(group.role), "hovertemplate": "%{fullData.name}, one seed: <b>%{y:.2f}</b><extra></extra>",
     }  # fmt: skip
     mean = {
-        **hidden, "type": "scatter", "mode": "markers", "x": [x], "y": [found.value], "showlegend": first,
+        **hidden, "type": "scatter", "mode": "markers", "x": [x[0]], "y": [found.value], "showlegend": first,
         "error_y": {"array": [half], "color": style.color, "thickness": 1.3, "width": 0},
         "marker": {"symbol": style.marker, "size": 10, "color": style.color}, "name": plain(group.role),
         "hovertemplate": f"%{{fullData.name}}, {len(group.values)} seeds: <b>%{{y:.2f}}</b><extra></extra>",
@@ -276,20 +280,23 @@ def _layout(
 def _table(groups: Sequence[Group], keys: Sequence[str]) -> "pd.DataFrame":
     import pandas as pd
 
-    lines = []
-    for group in groups:
-        found, several = group.interval, len(group.values) > 1
-        low, high = (found.low, found.high) if several else (None, None)
-        lines.append(
+    return pd.DataFrame(
+        [
             {
                 "model": group.role,
                 **dict(zip(keys, group.place, strict=True)),
-                "mean (95% interval over seeds)": with_interval(found.value, low, high),
+                "mean (95% interval over seeds)": _mean(group),
                 "seeds": str(len(group.values)),
                 "each seed": ", ".join(number(value) for value in group.values),
             }
-        )
-    return pd.DataFrame(lines)
+            for group in groups
+        ]
+    )
+
+
+def _mean(group: Group) -> str:
+    found = group.interval
+    return with_interval(found.value, found.low, found.high) if len(group.values) > 1 else number(found.value)
 
 
 def swept_table(table: "pd.DataFrame", keys: Sequence[str], headlines: Sequence[Headline]) -> "pd.DataFrame":
@@ -304,9 +311,8 @@ def swept_table(table: "pd.DataFrame", keys: Sequence[str], headlines: Sequence[
         except UndoProbeError:  # the figure says why there is nothing
             continue
         for group in groups:
-            found, several = group.interval, len(group.values) > 1
             line = lines.setdefault((group.place, group.role), dict(zip(others, group.place, strict=True)))
-            low, high = (found.low, found.high) if several else (None, None)
-            line[f"{headline.title[:1].lower()}{headline.title[1:]}"] = with_interval(found.value, low, high)
-            line["seeds"] = str(len(group.values))
+            seeds = str(len(group.values))
+            fewer = "" if line.setdefault("seeds", seeds) == seeds else f"\n{seeds} of the seeds"
+            line[f"{headline.title[:1].lower()}{headline.title[1:]}"] = _mean(group) + fewer
     return pd.DataFrame([{"model": role, **line} for (_, role), line in lines.items()])
