@@ -74,11 +74,11 @@ def test_help_lists_every_command(call: Call) -> None:
     said = call("--help")
     assert said.code == 0
     commands = re.findall(r"^  ([a-z]+)  ", said.out, flags=re.MULTILINE)
-    assert {"run", "attack", "score", "report", "show", "presets", "store"} <= set(commands)
+    assert {"run", "attack", "score", "report", "show", "sweep", "presets", "store"} <= set(commands)
     assert {"list", "prune"} <= set(re.findall(r"^  ([a-z]+)  ", call("store", "--help").out, re.MULTILINE))
 
 
-@pytest.mark.parametrize("command", ["run", "attack", "score", "report", "show", "presets"])
+@pytest.mark.parametrize("command", ["run", "attack", "score", "report", "show", "sweep", "presets"])
 def test_every_command_explains_itself(command: str, call: Call) -> None:
     said = call(command, "--help")
     assert said.code == 0
@@ -308,7 +308,7 @@ def test_a_stage_that_breaks_is_exit_code_one_and_named(
     monkeypatch.setitem(KINDS, "pretrain", (breaks, 1))
     said = call(*quick("--out", tmp_path / "run", "--workers", "1"))
     assert said.code == 1
-    assert "3 of 3 jobs failed" in said.err
+    assert "3 of 4 jobs failed" in said.err
     assert "original: RuntimeError: no more power" in said.err
     assert "Traceback" not in said.err
 

@@ -19,6 +19,8 @@ _LAZY = {
     "attack": "attacks.relearn",
     "relearn": "attacks.relearn",
     "score": "scorecard",
+    # not "sweep": the module of that name would take its place on import
+    "run_sweep": "sweep",
     "write_report": "report",
     "unlearn": "stages.calls",
     "noise": "stages.calls",
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from undo_probe.stages.calls import distill as distill
     from undo_probe.stages.calls import noise as noise
     from undo_probe.stages.calls import unlearn as unlearn
+    from undo_probe.sweep import run_sweep as run_sweep
     from undo_probe.tasks import build_task as build_task
 
 __all__ = ["__version__", *_LAZY]  # pyright: ignore[reportUnsupportedDunderAll]

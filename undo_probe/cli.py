@@ -108,6 +108,30 @@ def show(folder: Folder) -> None:
 
 
 @app.command()
+def sweep(
+    file: Annotated[
+        Path, typer.Argument(help="A TOML or JSON file: a base, a grid, how far.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The sweep's folder.")] = Path("runs/sweep"),
+    workers: Workers = None,
+    backend: Annotated[
+        str, typer.Option(help="Where the processes are: loky (this machine), ray or dask.")
+    ] = "loky",
+    store: Annotated[Path | None, typer.Option(help="A stage store shared with other runs.")] = None,
+) -> None:
+    """Run every cell of a grid, each shared stage once; again to resume."""
+    from undo_probe.cells import load_cells
+
+    load_cells(file)  # before the slow imports: a mistake is told at once
+
+    from undo_probe.sweep import run_sweep
+
+    made = run_sweep(file, out, workers=workers, backend=backend, store=store, phase=_phase)
+    typer.echo(f"{len(made.cells) - len(made.failed)} of {len(made.cells)} cells done: {out / 'sweep.html'}")
+    made.check()
+
+
+@app.command()
 def presets(name: Annotated[str | None, typer.Argument(help="Print this preset as JSON.")] = None) -> None:
     """List the presets, or print one."""
     from undo_probe.presets import PRESETS, preset

@@ -6,14 +6,14 @@ each is computed once and kept in the stage store before anything that needs it 
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from undo_probe.config import DistillConfig, FitConfig, ModelConfig, NoiseRule, RunConfig, UnlearnConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import FolderLock, digest, read_json, write_json
-from undo_probe.jobs import Job, default_workers, run_jobs, values_of
+from undo_probe.jobs import Job, default_workers, values_of
 from undo_probe.models import HookedTransformer
 from undo_probe.plan import QUICK, UNTIL, Step, plan
 from undo_probe.presets import differences, load_config
@@ -25,6 +25,7 @@ from undo_probe.stages import pretrain as pretraining
 from undo_probe.store import Run, Store, environment, read_manifest, write_manifest
 from undo_probe.tasks import Task, build_task
 from undo_probe.training import Context, resolve_device
+from undo_probe.waves import Piece, compute
 
 Models = list[HookedTransformer]
 Progress = Callable[[str, int, int | None, dict[str, float]], None]
@@ -118,6 +119,47 @@ def split_seed(config: RunConfig) -> int:
     return derive_seed(config.seed, "split")
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What a run is to make, before anything is computed: all its steps, and the hashed part of their keys."""
+
+    config: RunConfig
+    task: Task
+    every: list[Step]
+    wanted: list[Step]
+    what: dict[str, dict[str, Any]]
+
+    def pieces(self, store: Store, name: str = "") -> list[Piece]:
+        """The wanted steps as jobs, whose names end in ``name``."""
+        return [
+            Piece(
+                Store.key(self.what[step.arm.name]),
+                tuple(self.what[step.arm.name]["parents"]),
+                Job(f"{step.arm.name}{name}", run_stage, self._call(step, store)),
+                _expected_cost(step),
+                quick=step.kind in QUICK,
+            )
+            for step in self.wanted
+        ]
+
+    def _call(self, step: Step, store: Store) -> tuple[Any, ...]:
+        return step, self.what[step.arm.name], self.config, str(store.folder)
+
+
+def recipe(config: RunConfig, until: str = "distilled") -> Recipe:
+    """The recipe of a configuration, up to a stage.
+
+    Raises:
+        UndoProbeError: there is no such stage, or the task cannot be built.
+    """
+    if until not in UNTIL:
+        raise UndoProbeError(f"until is {until!r}: expected one of {', '.join(UNTIL)}")
+    task = build_task(config.task, split_seed(config))
+    every = plan(config)
+    wanted = [step for step in every if UNTIL.index(step.until) <= UNTIL.index(until)]
+    return Recipe(config, task, every, wanted, _keys(every, task))
+
+
 def run_undo(
     config: RunConfig,
     folder: str | Path,
@@ -126,6 +168,7 @@ def run_undo(
     workers: int | None = None,
     store: str | Path | None = None,
     progress: Progress | None = None,
+    backend: str = "loky",
 ) -> Run:
     """Makes every model of a run; what is already in the store is loaded, what was cut short continues.
 
@@ -136,28 +179,42 @@ def run_undo(
         workers: processes; results do not depend on it. One a core by default.
         store: the stage store; ``folder/store`` by default. Runs may share one.
         progress: called as ``progress(name, step, total, numbers)``.
+        backend: where the processes are: loky (this machine), ray or dask.
 
     Raises:
         UndoProbeError: the folder holds a run of another configuration or is in use, an input is wrong, a
             stored checkpoint is damaged.
     """
-    if until not in UNTIL:
-        raise UndoProbeError(f"until is {until!r}: expected one of {', '.join(UNTIL)}")
+    todo = recipe(config, until)
     folder = Path(folder)
+    kept = Store(folder / "store" if store is None else store)
     with FolderLock(folder):
-        _check_folder(folder, config)
-        kept = Store(folder / "store" if store is None else store)
-        task = build_task(config.task, split_seed(config))
-        every = plan(config)
-        steps = [step for step in every if UNTIL.index(step.until) <= UNTIL.index(until)]
-        keys = _keys(every, task)
-        write_json(folder / "config.json", config.model_dump(mode="json"))
-        _compute(steps, keys, config, kept, workers or default_workers(), progress)
-        # an earlier call may have gone further than this one: what it made stays in the run
-        before = _unchanged(_manifest(folder), keys, kept)
-        made = [step for step in every if step in steps or step.arm.name in before]
-        _write_manifest(folder, config, made, keys, kept, task)
+        begin_run(folder, config)
+        found = compute(
+            [todo.pieces(kept)],
+            kept,
+            workers or default_workers(),
+            backend=backend,
+            threads=config.threads,
+            progress=progress,
+        )
+        values_of(list(found.values()))
+        record_run(folder, todo, kept)
     return Run(folder)
+
+
+def begin_run(folder: Path, config: RunConfig) -> None:
+    """Claims a run folder for a configuration; one that holds a run of another is refused."""
+    _check_folder(folder, config)
+    write_json(folder / "config.json", config.model_dump(mode="json"))
+
+
+def record_run(folder: Path, made: Recipe, store: Store) -> None:
+    """Writes the manifest and the ledger of a run whose models are in the store."""
+    # an earlier call may have gone further than this one: what it made stays in the run
+    before = _unchanged(_manifest(folder), made.what, store)
+    steps = [step for step in made.every if step in made.wanted or step.arm.name in before]
+    _write_manifest(folder, made.config, steps, made.what, store, made.task)
 
 
 def load_run(folder: str | Path) -> Run:
@@ -184,39 +241,6 @@ def _keys(steps: list[Step], task: Task) -> dict[str, dict[str, Any]]:
         parents = [Store.key(what[parent]) for parent in step.parents]
         what[step.arm.name] = stage_identity(step, parents, task.fingerprint)
     return what
-
-
-def _compute(
-    steps: list[Step],
-    what: dict[str, dict[str, Any]],
-    config: RunConfig,
-    store: Store,
-    workers: int,
-    progress: Progress | None,
-) -> None:
-    """Runs whatever is missing, in waves of stages whose parents are there; the longest of a wave first."""
-    key = {name: Store.key(identity) for name, identity in what.items()}
-    for step in steps:
-        if key[step.arm.name] in store:
-            store.verify(key[step.arm.name])
-    waiting = [step for step in steps if key[step.arm.name] not in store]
-    if progress is not None:
-        for step in waiting:
-            progress(step.arm.name, 0, None, {"cost": _expected_cost(step)})
-    while waiting:
-        ready = [step for step in waiting if all(key[parent] in store for parent in step.parents)]
-        quick = [step for step in ready if step.kind in QUICK]
-        for step in quick:
-            run_stage(step, what[step.arm.name], config, str(store.folder))
-            if progress is not None:
-                progress(step.arm.name, 1, 1, {})
-        if not quick:
-            ready.sort(key=_expected_cost, reverse=True)
-            jobs = [
-                Job(s.arm.name, run_stage, (s, what[s.arm.name], config, str(store.folder))) for s in ready
-            ]
-            values_of(run_jobs(jobs, workers, on_event=progress, threads=config.threads))
-        waiting = [step for step in waiting if key[step.arm.name] not in store]
 
 
 def _expected_cost(step: Step) -> float:

@@ -71,7 +71,7 @@ def preset(name: str, *overrides: str) -> RunConfig:
     """
     if name not in PRESETS:
         raise UndoProbeError(
-            f"there is no preset {name!r}{_near(name, list(PRESETS))}: the presets are {', '.join(PRESETS)}"
+            f"there is no preset {name!r}{near(name, list(PRESETS))}: the presets are {', '.join(PRESETS)}"
         )
     return override(PRESETS[name], *overrides)
 
@@ -87,15 +87,20 @@ def load_config(source: str | Path, *overrides: str) -> RunConfig:
     path = Path(source)
     if str(source) in PRESETS and not path.is_file():
         return preset(str(source), *overrides)
-    values = upgrade(_read(path), str(path))
+    return override(from_values(read_settings(path), str(path), path.stem), *overrides)
+
+
+def from_values(values: dict[str, Any], where: str, name: str) -> RunConfig:
+    """The configuration that a file's settings make: ``where`` names the file in errors, ``name`` the run."""
+    values = dict(upgrade(values, where))
     base = values.pop("extends", None)
     if base is not None:
         start = preset(str(base)).model_dump(mode="json")
-        values = _merge(start, {"name": path.stem, **values})
-    return override(_validate(values, str(path)), *overrides)
+        values = _merge(start, {"name": name, **values})
+    return _validate(values, where)
 
 
-def override(config: RunConfig, *assignments: str) -> RunConfig:
+def override(config: RunConfig, *assignments: str, where: str = "the overrides") -> RunConfig:
     """The configuration with ``a.b=value`` assignments applied; values are JSON, or plain text."""
     values = config.model_dump(mode="json")
     for assignment in assignments:
@@ -105,7 +110,7 @@ def override(config: RunConfig, *assignments: str) -> RunConfig:
                 f"{assignment!r} is no override: write section.key=value, for example noise.beta=0.05"
             )
         _assign(values, path.strip().split("."), _value(text), assignment)
-    return _validate(values, "the overrides") if assignments else config
+    return _validate(values, where) if assignments else config
 
 
 def upgrade(values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -120,7 +125,7 @@ def upgrade(values: dict[str, Any], where: str) -> dict[str, Any]:
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """``key: old -> new`` for every setting in which two configurations differ."""
-    flat_old, flat_new = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    flat_old, flat_new = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
     keys = dict.fromkeys([*flat_old, *flat_new])
     return [
         f"{key}: {json.dumps(flat_old.get(key))} -> {json.dumps(flat_new.get(key))}"
@@ -129,10 +134,11 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     ]
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
@@ -144,14 +150,14 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a TOML or JSON file, not checked yet."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        near = _near(str(path), list(PRESETS))
         raise UndoProbeError(
-            f"there is no file and no preset {str(path)!r}{near}: give a .toml or .json file, or one of "
-            f"{', '.join(PRESETS)}"
+            f"there is no file and no preset {str(path)!r}{near(str(path), list(PRESETS))}: give a .toml or "
+            f".json file, or one of {', '.join(PRESETS)}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UndoProbeError(
@@ -183,7 +189,7 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, assignment: str
             known = list(place) if isinstance(place, dict) else []
             where = ".".join(path[:depth]) or "the configuration"
             raise UndoProbeError(
-                f"{assignment!r}: {where} has no key {part!r}{_near(part, known)}"
+                f"{assignment!r}: {where} has no key {part!r}{near(part, known)}"
                 + (f" (it has {', '.join(known)})" if known else "")
             )
         if depth < len(path) - 1:
@@ -191,7 +197,8 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, assignment: str
     place[path[-1]] = value
 
 
-def _near(name: str, known: list[str]) -> str:
+def near(name: str, known: list[str]) -> str:
+    """``; did you mean 'x'?`` where a known name is like the given one, else nothing."""
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
 
@@ -212,7 +219,7 @@ def _problem(item: Any) -> str:
         parent: Any = RunConfig
         for part in item["loc"][:-1]:
             parent = parent.model_fields[part].annotation
-        return f"unknown key {place!r}{_near(str(item['loc'][-1]), list(parent.model_fields))}"
+        return f"unknown key {place!r}{near(str(item['loc'][-1]), list(parent.model_fields))}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return f"{place} is {json.dumps(item['input'], default=str)[:80]}: {message}" if item["loc"] else message

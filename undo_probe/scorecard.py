@@ -24,7 +24,9 @@ NORMALISED = ("accuracy", "relearned", "relearn_area", "probe_accuracy", "probe_
 ATTACKED_ONLY = "run `undo-probe attack` to add the attack's readings"
 
 
-def score(run: Run, *, workers: int | None = None, progress: OnEvent | None = None) -> Scorecard:
+def score(
+    run: Run, *, workers: int | None = None, progress: OnEvent | None = None, backend: str = "loky"
+) -> Scorecard:
     """Measures every arm of a run, normalises, and writes ``readings.parquet`` and ``scorecard.json``.
 
     What was measured before is taken from the store. A run that was attacked gets the attack's readings too.
@@ -37,7 +39,7 @@ def score(run: Run, *, workers: int | None = None, progress: OnEvent | None = No
         raise UndoProbeError(f"{run.folder} has no {ANCHOR_0} or no {ANCHOR_1}: run the pipeline first")
     with FolderLock(run.folder):
         run = Run(run.folder)  # the manifest may have grown since the caller opened it
-        keys = _measure(run, workers or default_workers(), progress)
+        keys = _measure(run, workers or default_workers(), progress, backend)
         tables = attack_tables(run)
         measured = {
             name: [*battery.unpack(run.store, key), *_attack_items(run, tables, name)]
@@ -67,7 +69,7 @@ def score(run: Run, *, workers: int | None = None, progress: OnEvent | None = No
     return card
 
 
-def _measure(run: Run, workers: int, progress: OnEvent | None) -> dict[str, str]:
+def _measure(run: Run, workers: int, progress: OnEvent | None, backend: str) -> dict[str, str]:
     """Arm name to the key of its stored measurements, made where missing."""
     what = {arm.name: battery.identity(run, arm) for arm in run.arms}
     keys = {name: run.store.key(identity) for name, identity in what.items()}
@@ -82,7 +84,7 @@ def _measure(run: Run, workers: int, progress: OnEvent | None) -> dict[str, str]
     if progress is not None:
         for job in jobs:
             progress(job.name, 0, None, {"cost": 1.0})
-    values_of(run_jobs(jobs, workers, on_event=progress, threads=run.config.threads))
+    values_of(run_jobs(jobs, workers, backend, on_event=progress, threads=run.config.threads))
     return keys
 
 

@@ -125,7 +125,9 @@ def attacked_arms(run: Run) -> list[Arm]:
     return [arm for arm in run.arms if arm.stage != "noised" or run.config.attack.noised]
 
 
-def attack(run: Run, *, workers: int | None = None, progress: OnEvent | None = None) -> Run:
+def attack(
+    run: Run, *, workers: int | None = None, progress: OnEvent | None = None, backend: str = "loky"
+) -> Run:
     """Attacks every arm of a run at every rate and attack seed, with the same batches.
 
     While some arm's best rate lies at the edge of the grid, the grid grows by a factor of 3 on that side, for
@@ -137,7 +139,7 @@ def attack(run: Run, *, workers: int | None = None, progress: OnEvent | None = N
         run = Run(run.folder)  # the manifest may have grown since the caller opened it
         while True:  # the grid grows at most max_extensions times on either side
             targets = _targets(run, rates)
-            _compute(run, targets, workers or default_workers(), progress)
+            _compute(run, targets, workers or default_workers(), progress, backend)
             tables = attack_tables(run, targets)
             grown = _extended(rates, tables, config.attack, core_rows(run.task))
             if grown == rates:
@@ -177,7 +179,7 @@ def _targets(run: Run, rates: Sequence[float]) -> list[Target]:
     ]
 
 
-def _compute(run: Run, targets: list[Target], workers: int, progress: OnEvent | None) -> None:
+def _compute(run: Run, targets: list[Target], workers: int, progress: OnEvent | None, backend: str) -> None:
     folder, split = str(run.store.folder), run.manifest["split_seed"]
     jobs = []
     for target in targets:
@@ -188,7 +190,7 @@ def _compute(run: Run, targets: list[Target], workers: int, progress: OnEvent | 
     if progress is not None:
         for job in jobs:
             progress(job.name, 0, None, {"cost": 1.0})
-    values_of(run_jobs(jobs, workers, on_event=progress, threads=run.config.threads))
+    values_of(run_jobs(jobs, workers, backend, on_event=progress, threads=run.config.threads))
 
 
 def attack_tables(run: Run, targets: Sequence[Target] | None = None) -> dict[str, AttackTable]:

@@ -6,6 +6,7 @@ from undo_probe.figures.junk import junk
 from undo_probe.figures.lengths import lengths
 from undo_probe.figures.probes import probes
 from undo_probe.figures.relearning import attacks, relearning
+from undo_probe.figures.swept import swept
 from undo_probe.figures.tradeoff import tradeoff
 from undo_probe.figures.training import training
 from undo_probe.figures.variations import variations
@@ -20,6 +21,7 @@ __all__ = [
     "lengths",
     "probes",
     "relearning",
+    "swept",
     "tradeoff",
     "training",
     "variations",

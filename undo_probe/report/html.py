@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from undo_probe import figures, files
 from undo_probe.errors import UndoProbeError
@@ -39,11 +40,15 @@ def write_report(run_or_folder: object, path: str | os.PathLike[str] | None = No
     run = read_run(run_or_folder)
     given = getattr(run_or_folder, "folder", run_or_folder)
     target = Path(path) if path is not None else Path(str(given)) / "report.html"
-    page = render(run)
+    arms = len(run.run.get("arms") or [])
+    return save_page(target, render(run), f"the run has {arms} arms; report on a run with fewer")
+
+
+def save_page(target: Path, page: str, advice: str) -> Path:
+    """Write a page, unless it is too large to be sent around; ``advice`` says what to do then."""
     if len(page.encode()) > LARGEST:
         raise UndoProbeError(
-            f"the report would be {len(page.encode()) / 2**20:.1f} MiB, over the limit of {LARGEST // 2**20}: "
-            f"the run has {len(run.run.get('arms') or [])} arms; report on a run with fewer"
+            f"the report would be {len(page.encode()) / 2**20:.1f} MiB, over the limit of {LARGEST // 2**20}: {advice}"
         )
     files.write_text(target, page)
     return target
@@ -51,17 +56,9 @@ def write_report(run_or_folder: object, path: str | os.PathLike[str] | None = No
 
 def render(run: RunFiles) -> str:
     """The page as text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["table"] = lambda table: Markup(table_html(table))  # noqa: S704
-    environment.filters["coded"] = _coded
     costs = sections.costs(run.ledger)
-    return environment.get_template("report.html").render(
+    return fill(
+        "report.html",
         run=run,
         verdict=verdict(run.readings, run.run, run.card),
         lead=sections.lead(run.readings),
@@ -75,10 +72,26 @@ def render(run: RunFiles) -> str:
         settings=sections.flat(run.config),
         facts=sections.provenance(run),
         models=sections.models(run),
+    )
+
+
+def fill(template: str, **values: Any) -> str:
+    """A template with its values, the scripts that draw its figures, and the policy that lets nothing else run."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["table"] = lambda table: Markup(table_html(table))  # noqa: S704
+    environment.filters["coded"] = _coded
+    return environment.get_template(template).render(
         policy=POLICY,
         night=Markup(script_json(NIGHT)),  # noqa: S704
         plotly=Markup(plotly_source()),  # noqa: S704
         spec=lambda figure: Markup(figure.spec()),  # noqa: S704
+        **values,
     )
 
 
@@ -113,10 +126,11 @@ def _figures(run: RunFiles) -> dict[str, Shown]:
         "junk": lambda: figures.junk(readings),
         "training": lambda: figures.training(curves),
     }
-    return {name: _shown(make) for name, make in makers.items()}
+    return {name: shown(make) for name, make in makers.items()}
 
 
-def _shown(make: Callable[[], Figure]) -> Shown:
+def shown(make: Callable[[], Figure]) -> Shown:
+    """The figure, or why there is none."""
     try:
         return Shown(make())
     except UndoProbeError as error:
