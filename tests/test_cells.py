@@ -86,7 +86,7 @@ def test_names_are_folders_of_their_own_and_change_with_the_base() -> None:
         ({"grid": {"seed": 3}}, r"seed = 3: expected a list of values, such as \[3\]"),
         ({"grid": {"seed": [1, 2, 1]}}, "grid has seed = 1 twice"),
         ({"grid": {"noise.beta": [0.1]}, "cells": [{"seed": 0}]}, "has the cell noise.beta=0.1 seed=0 twice"),
-        ({"grid": {"noise": [0.1]}}, "'noise', a section: name its settings, such as 'noise.alphas'"),
+        ({"grid": {"noise": [0.1]}}, "'noise', a section: name its settings, such as 'noise.rule'"),
         ({"grid": {"noise.beta": [0.1], "noise": {"beta": [0.2]}}}, "names a setting twice"),
         ({"grid": {"noise.beta": [0.1, 7]}}, "cell noise.beta=7: noise.beta is 7"),
         ({"grid": {"noise.alphas": [0.4]}}, "noise.alphas is 0.4: input should be"),
