@@ -164,10 +164,13 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         old = merged.get(key)
         both = isinstance(old, dict) and isinstance(value, dict)
-        # a section of another name is another section: nothing of the old one stays
-        kept = both and value.get("name", old.get("name")) == old.get("name")
-        merged[key] = _merge(old, value) if kept else value
+        merged[key] = _merge(old, value) if both and _same_kind(old, value) else value
     return merged
+
+
+def _same_kind(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two versions of a section may be mixed: of another task nothing stays."""
+    return new.get("name", old.get("name")) == old.get("name")
 
 
 def _read(path: Path) -> dict[str, Any]:

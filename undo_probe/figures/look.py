@@ -44,7 +44,6 @@ _ALPHA_MARKERS = (
 )  # fmt: skip
 # drawn everywhere; further noise draws, lengths and rates would drown a picture and have their own
 STORY_VARIANTS = ("", "b", "twin", "placebo", "fresh")
-OPERATIONS = {"+": "addition", "-": "subtraction", "*": "multiplication", "/": "division"}
 LONGEST = 40
 _DIRECTIONS = {chr(code) for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 

@@ -27,13 +27,12 @@ from undo_probe.records import TaskWords
 from undo_probe.tasks.pool import Pool
 from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS, Batch, TokenSet, check_disjoint, join
 
-FIRST = tuple(
-    map(
-        "".join,
-        product(("Al", "Bri", "Co", "Da", "El", "Fa"), ("ba", "da", "la", "mo", "na", "ro", "sa", "vi")),
-    )
+_STARTS = ("Al", "Bri", "Co", "Da", "El", "Fa"), ("Bren", "Crom", "Dorn", "Fal", "Gren", "Hal")
+_ENDS = (
+    ("ba", "da", "la", "mo", "na", "ro", "sa", "vi"),
+    ("by", "dal", "ey", "ick", "man", "or", "sen", "ton"),
 )
-LAST = tuple(map("".join, product(("Bren", "Crom", "Dorn", "Fal", "Gren", "Hal"), ("by", "dal", "ey", "ick", "man", "or", "sen", "ton"))))  # fmt: skip
+FIRST, LAST = (tuple(map("".join, product(*parts))) for parts in zip(_STARTS, _ENDS, strict=True))
 # every wording has six words and a name; the answer is always read at the question mark
 RELATIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "town": (
@@ -132,7 +131,7 @@ class InventedTask:
     def chance(self) -> dict[str, float]:
         """Accuracy of the best constant answer over all people, for each relation."""
         return {
-            relation: float(part["answer"].value_counts(normalize=True).iloc[0])
+            str(relation): float(part["answer"].value_counts(normalize=True).iloc[0])
             for relation, part in self._facts.groupby("operation")
         }
 
@@ -212,11 +211,11 @@ def _places(config: InventedConfig, draw: np.random.Generator) -> list[str]:
 def _splits(facts: pd.DataFrame, config: InventedConfig, vocabulary: tuple[str, ...]) -> dict[str, TokenSet]:
     """The rows of every split: one a fact in the held-out wording, the others in those of training."""
     asked = facts.merge(pd.DataFrame({"wording": range(config.wordings)}), how="cross")
-    held = asked["wording"] == asked["held"]
+    held, place = (asked["wording"] == asked["held"]).to_numpy(), asked["place"].to_numpy()
     known = {word: index for index, word in enumerate(vocabulary)}
-    parts = {place: held & (asked["place"] == place) for place in (*FORGET_SPLITS, *RETAIN_SPLITS[1:])}
-    parts |= {f"{place}{TRAINED}": ~held & (asked["place"] == place) for place in FORGET_SPLITS}
-    parts["retain_train"] = ~held & asked["place"].str.startswith("retain")
+    parts = {name: held & (place == name) for name in (*FORGET_SPLITS, *RETAIN_SPLITS[1:])}
+    parts |= {f"{name}{TRAINED}": ~held & (place == name) for name in FORGET_SPLITS}
+    parts["retain_train"] = ~held & ~np.isin(place, FORGET_SPLITS)
     for name, part in parts.items():
         if not part.any():
             raise UndoProbeError(
@@ -224,7 +223,8 @@ def _splits(facts: pd.DataFrame, config: InventedConfig, vocabulary: tuple[str, 
                 f"(task.people={config.people}, task.forget_share={config.forget_share}, "
                 f"task.forget_shares={list(config.forget_shares)})"
             )
-    return {name: _token_set(name, asked[part].reset_index(drop=True), known) for name, part in parts.items()}
+    rows = {name: np.flatnonzero(part) for name, part in parts.items()}
+    return {name: _token_set(name, asked.iloc[index], known) for name, index in rows.items()}
 
 
 def _token_set(name: str, table: pd.DataFrame, known: dict[str, int]) -> TokenSet:
@@ -238,7 +238,8 @@ def _token_set(name: str, table: pd.DataFrame, known: dict[str, int]) -> TokenSe
         tokens[row] = torch.tensor([known[word] for word in text.split()])
     mask = torch.zeros(tokens.shape, dtype=torch.bool)
     mask[:, _PROMPT] = True
-    labels = table[["operation", "family", "first", "last", "wording", "answer"]].assign(subset="all")
+    kept = ["operation", "family", "first", "last", "wording", "answer"]
+    labels = pd.DataFrame({"subset": "all", **{name: table[name].to_numpy() for name in kept}})
     return TokenSet(name, tokens, mask, _PROMPT - 1, labels)
 
 
