@@ -73,7 +73,7 @@ TASKS: dict[str, type[Section]] = {"arithmetic": ArithmeticConfig, "invented": I
 def _task_name(section: Any) -> str:
     """Which task a section describes; one that does not say is arithmetic, and so is what is no section at all."""
     if isinstance(section, dict):
-        return section.get("name", "arithmetic")
+        return str(section.get("name", "arithmetic"))
     return getattr(section, "name", "arithmetic")
 
 

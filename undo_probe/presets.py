@@ -242,14 +242,21 @@ def _problem(item: Any) -> str:
     words, parent = _place(item["loc"])
     place = ".".join(words) or "the configuration"
     if item["type"] == "extra_forbidden":
-        return f"unknown key {place!r}{_near(words[-1], list(parent.model_fields))}"
+        known = _near(words[-1], list(parent.model_fields)) or _elsewhere(words)
+        return f"unknown key {place!r}{known}"
     if item["type"] == "union_tag_invalid":
-        name = str(item["ctx"]["tag"])
-        known = ", ".join(TASKS)
-        return f"{place}.name is {json.dumps(name)}: expected one of {known}{_near(name, list(TASKS))}"
+        name = item["input"]["name"]
+        known = f"{', '.join(TASKS)}{_near(str(name), list(TASKS))}"
+        return f"{place}.name is {json.dumps(name)[:80]}: expected one of {known}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return f"{place} is {json.dumps(item['input'], default=str)[:80]}: {message}" if words else message
+
+
+def _elsewhere(words: Sequence[str]) -> str:
+    """Which other task would know a key of the task section."""
+    owner = next((name for name, section in TASKS.items() if words[-1] in section.model_fields), "")
+    return f": it belongs to the task {owner}" if words[:-1] == ["task"] and owner else ""
 
 
 def _place(location: Sequence[Any]) -> tuple[list[str], Any]:

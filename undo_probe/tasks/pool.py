@@ -4,7 +4,6 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
 
 from undo_probe.randomness import generator
 from undo_probe.tasks.protocol import Batch, TokenSet
@@ -15,7 +14,7 @@ class Pool:
 
     Args:
         parts: the splits that make up the mixture.
-        groups: the group of each row, one array a part.
+        groups: the group of each row, one array a part, shape (row,).
         order: every group there may be; one without rows is left out.
         redrawn: groups in which a row gets the answer of another row of its group, drawn anew each time.
     """
@@ -23,7 +22,7 @@ class Pool:
     def __init__(
         self,
         parts: Sequence[TokenSet],
-        groups: Sequence[Shaped[np.ndarray, " row"]],
+        groups: Sequence[np.ndarray],
         order: Sequence[str],
         redrawn: Collection[str] = (),
     ) -> None:
