@@ -72,8 +72,17 @@ FACTS_TINY = RunConfig(
     unlearn=UnlearnConfig(
         maxent=MaxEntConfig(steps=150, batch_size=256, learning_rate=5e-4, retain_weight=3.0),
         graddiff=GradDiffConfig(steps=150, batch_size=256, learning_rate=5e-4, retain_weight=3.0),
+        # c is three times the norm of the states there; no LayerNorm removes what u has along all ones
         rmu=RMUConfig(
-            steps=600, batch_size=256, learning_rate=2e-3, layer=1, retain_weight=30.0, target="uniform"
+            steps=600,
+            batch_size=256,
+            learning_rate=2e-3,
+            schedule="cosine",
+            layer=1,
+            c=60.0,
+            retain_weight=30.0,
+            target="uniform",
+            tensors=("mlp.W_out",),
         ),
     ),
     # repair takes 20 steps at a low alpha, so the stop rule has to look often
@@ -217,7 +226,7 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, assignment: str
             )
         if depth < len(path) - 1:
             place = place[part]
-    if path == ["task", "name"] and value in TASKS and value != place["name"]:
+    if path == ["task", "name"] and value != place["name"] and value in list(TASKS):
         values["task"] = TASKS[value]().model_dump(mode="json")  # another task starts from its own defaults
         return
     place[path[-1]] = value
