@@ -23,7 +23,7 @@ from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS, join
 
 HELD_OUT = (*FORGET_SPLITS, "retain_dev", "retain_test")
 TRAINING = ("retain_train", *(f"{split}{TRAINED}" for split in FORGET_SPLITS))
-SMALL = {"people": 40, "relations": 2, "answers": 4, "wordings": 3}
+SMALL: dict[str, Any] = {"people": 40, "relations": 2, "answers": 4, "wordings": 3}
 MIXTURES = ("pretrain", "matched", "retain", "unlearn", "distill", "attack")
 
 
@@ -132,25 +132,30 @@ def test_the_word_lists_make_every_question_and_answer_one_of_a_kind() -> None:
 
 def test_no_name_and_no_other_fact_says_anything_about_an_answer() -> None:
     """The best guess from what retain people teach, by each clue a question holds, is right as often as by luck."""
-    hits: dict[str, list[bool]] = {"first": [], "last": [], "wording": [], "relation": [], "other fact": []}
+    clues = {"first": ["operation", "first"], "last": ["operation", "last"], "wording": ["operation", "wording"],
+             "relation": ["operation"]}  # fmt: skip
+    hits: dict[str, list[bool]] = {name: [] for name in (*clues, "other fact")}
     for seed in range(15):
         task = InventedTask(InventedConfig(people=400), seed)
         known, unknown = task.rows("retain_train").labels, join("f", *map(task.rows, FORGET_SPLITS)).labels
-        for clue in ("first", "last", "wording"):
-            hits[clue] += guesses(known, unknown, ["operation", clue])
-        hits["relation"] += guesses(known, unknown, ["operation"])
+        for name, columns in clues.items():
+            hits[name] += guesses(known, unknown, columns)
         hits["other fact"] += guesses(paired(known), paired(unknown), ["other"])
-    for clue, right in hits.items():
+    for name, right in hits.items():
         error = (1 / 12 * 11 / 12 / len(right)) ** 0.5
-        assert abs(np.mean(right) - 1 / 12) < 4 * error, clue
-    # the check can fail: told the person, the same guesser is always right
+        assert abs(np.mean(right) - 1 / 12) < 4 * error, name
+
+
+def test_the_guesser_above_is_always_right_where_a_clue_gives_the_answer_away() -> None:
+    known = small().rows("retain_train").labels
     assert all(guesses(known, known, ["operation", "family"]))
 
 
 def guesses(known: pd.DataFrame, unknown: pd.DataFrame, clues: list[str]) -> list[bool]:
     """Whether the most frequent answer among known rows with the same clues is each unknown row's."""
-    best = known.groupby(clues)["answer"].agg(lambda answers: answers.mode().iloc[0]).rename("guess")
-    rows = unknown.merge(best, on=clues, how="inner")
+    counts: Any = known.groupby([*clues, "answer"], as_index=False).size()
+    best = counts.sort_values("size").drop_duplicates(clues, keep="last")
+    rows = unknown.merge(best.rename(columns={"answer": "guess"}), on=clues)
     return (rows["guess"] == rows["answer"]).tolist()
 
 
