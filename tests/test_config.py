@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from undo_probe.config import FitConfig, NoiseConfig, RunConfig
+from undo_probe.config import ArithmeticConfig, FitConfig, InventedConfig, NoiseConfig, RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.presets import PRESETS, differences, load_config, override, preset, upgrade
 
@@ -161,6 +161,48 @@ def test_a_value_that_does_not_fit_is_refused_with_its_place(assignment: str, te
 def test_settings_that_would_fail_only_hours_later_are_refused_at_once(assignment: str) -> None:
     with pytest.raises(UndoProbeError, match=assignment.partition("=")[0].replace(".", r"\.")):
         preset("tiny", assignment)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "text"),
+    [
+        ("task.peopel=30", r"task has no key 'peopel'; did you mean 'people'\?"),
+        ('task={"name": "invented", "peopel": 30}', r"unknown key 'task\.peopel'; did you mean 'people'\?"),
+        ('task={"people": 30}', r"unknown key 'task\.people': it belongs to the task invented"),
+        ('task={"name": "invented", "invented": 3}', r"overrides: unknown key 'task\.invented'$"),
+        ("task.people=3", r"overrides: task\.people is 3: .*greater than or equal to 8"),
+        ("task.forget_shares=[0, 0, 0, 2]", r"task\.forget_shares\.3 is 2: .*less than or equal to 1"),
+        ("task.forget_shares=[0, 0, 0, 0]", r"task\.forget_shares are all 0"),
+        (
+            "task.name=invnted",
+            r"task\.name is \"invnted\": expected one of arithmetic, invented; did you mean 'inv",
+        ),
+        ("task.name=null", r"task\.name is null: expected one of arithmetic, invented$"),
+        ("task.name=[1]", r"task\.name is \[1\]: expected one of arithmetic, invented$"),
+        ("task=3", r"overrides: task is 3: .*object"),
+        ("task=null", r"overrides: task is null: .*object"),
+    ],
+)
+def test_a_wrong_task_section_is_explained_as_the_task_that_it_names(assignment: str, text: str) -> None:
+    with pytest.raises(UndoProbeError, match=text):
+        preset("facts-tiny", assignment)
+
+
+def test_a_task_section_that_does_not_say_is_arithmetic(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[task]\nadd_max = 9\n")
+    assert load_config(tmp_path / "a.toml").task == ArithmeticConfig(add_max=9)
+    assert preset("facts-tiny", 'task={"mul_max": 7}').task == ArithmeticConfig(mul_max=7)
+
+
+def test_another_task_starts_from_its_own_defaults(tmp_path: Path) -> None:
+    expected = InventedConfig(people=60)
+    assert preset("tiny", "task.name=invented", "task.people=60").task == expected
+    assert preset("facts-tiny", "task.people=60", "task.name=invented").task == expected
+    (tmp_path / "a.toml").write_text('extends = "tiny"\n[task]\nname = "invented"\npeople = 60\n')
+    config = load_config(tmp_path / "a.toml")
+    assert (config.task, config.original) == (expected, preset("tiny").original)
+    (tmp_path / "a.toml").write_text('extends = "facts-tiny"\n[task]\nanswers = 3\n')
+    assert load_config(tmp_path / "a.toml", "task.people=60").task == InventedConfig(answers=3, people=60)
 
 
 def test_several_problems_are_listed_at_once() -> None:

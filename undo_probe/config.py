@@ -4,7 +4,7 @@ import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 FORMAT = 1
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -41,6 +41,47 @@ class ArithmeticConfig(Section):
         if not sum(self.forget_shares):
             raise ValueError("task.forget_shares are all 0: give T, V, W and D a share of the families")
         return self
+
+
+class InventedConfig(Section):
+    """Facts about invented people: how many there are, what is asked of each, and how they are divided.
+
+    A fact is a person's answer to one of ``relations``, one of ``answers``; it can be asked in so many ``wordings``,
+    of which one, drawn for each fact, is kept for testing. ``forget_share`` of the people are to be forgotten.
+    ``unlearn_wordings`` says whether unlearning and distillation meet the test's wording of the forget people's
+    questions (``all``) or whether its forgetting has to carry over (``trained``); it is never met with retain people.
+    """
+
+    name: Literal["invented"] = "invented"
+    people: Annotated[int, Field(ge=8, le=1000)] = 240
+    relations: Annotated[int, Field(ge=1, le=6)] = 4
+    answers: Annotated[int, Field(ge=2, le=16)] = 12
+    wordings: Annotated[int, Field(ge=2, le=4)] = 4
+    forget_share: Rate = 0.4
+    forget_shares: tuple[Share, Share, Share, Share] = (0.35, 0.35, 0.2, 0.1)
+    unlearn_wordings: Literal["all", "trained"] = "all"
+
+    @model_validator(mode="after")
+    def _something_is_forgotten(self) -> Self:
+        if not sum(self.forget_shares):
+            raise ValueError("task.forget_shares are all 0: give T, V, W and D a share of the forget people")
+        return self
+
+
+TASKS: dict[str, type[Section]] = {"arithmetic": ArithmeticConfig, "invented": InventedConfig}
+
+
+def _task_name(section: Any) -> str:
+    """Which task a section describes; one that does not say is arithmetic, and so is what is no section at all."""
+    if isinstance(section, dict):
+        return str(section.get("name", "arithmetic"))
+    return getattr(section, "name", "arithmetic")
+
+
+TaskConfig = Annotated[
+    Annotated[ArithmeticConfig, Tag("arithmetic")] | Annotated[InventedConfig, Tag("invented")],
+    Discriminator(_task_name),
+]
 
 
 class ModelConfig(Section):
@@ -369,7 +410,7 @@ class RunConfig(Section):
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     precision: Literal["no", "bf16"] = "no"
     threads: Count = 1
-    task: ArithmeticConfig = ArithmeticConfig()
+    task: TaskConfig = ArithmeticConfig()
     model: ModelConfig = ModelConfig()
     original: FitConfig = FitConfig(steps=1500, batch_size=128, learning_rate=4e-3)
     unlearn: UnlearnConfig = UnlearnConfig()

@@ -299,7 +299,12 @@ def _write_manifest(
         "threads": config.threads,
         "versions": environment(),
         "git": _git_state(),
-        "task": {"fingerprint": task.fingerprint, "chance": task.chance(), "counts": _counts(task)},
+        "task": {
+            "fingerprint": task.fingerprint,
+            "chance": task.chance(),
+            "counts": _counts(task),
+            "words": task.words.to_dict(),
+        },
         "arms": arms,
         "attacks": [a for a in old.get("attacks", []) if a["arm"] in same and a["key"] in store],
         "measured": old.get("measured", []),

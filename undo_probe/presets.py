@@ -3,6 +3,7 @@
 import difflib
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from pydantic import ValidationError
 
 from undo_probe.config import (
     FORMAT,
+    TASKS,
     ArithmeticConfig,
     ArmsConfig,
     AttackConfig,
     DistillConfig,
     FitConfig,
     GradDiffConfig,
+    InventedConfig,
     MaxEntConfig,
     ModelConfig,
     NoiseConfig,
@@ -60,7 +63,36 @@ SMOKE = RunConfig(
     attack=AttackConfig(learning_rates=(3e-4, 1e-3, 3e-3), steps=10, eval_steps=(0, 5, 10), max_extensions=0),
     score=ScoreConfig(probes=ProbeConfig(folds=3, shuffles=1, max_rows=120), draws=199),
 )
-PRESETS: dict[str, RunConfig] = {"tiny": TINY, "small": SMALL, "smoke": SMOKE}
+# facts instead of a skill, in a model without LayerNorm: memorised people, whom nothing implies
+FACTS_TINY = RunConfig(
+    name="facts-tiny",
+    task=InventedConfig(),
+    model=ModelConfig(n_layers=4, normalization="RMS"),
+    original=FitConfig(steps=2000, batch_size=256, learning_rate=3e-3, eval_every=50),
+    unlearn=UnlearnConfig(
+        maxent=MaxEntConfig(steps=150, batch_size=256, learning_rate=5e-4, retain_weight=3.0),
+        graddiff=GradDiffConfig(steps=150, batch_size=256, learning_rate=5e-4, retain_weight=3.0),
+        # c is three times the norm of the states there; no LayerNorm removes what u has along all ones
+        rmu=RMUConfig(
+            steps=600,
+            batch_size=256,
+            learning_rate=2e-3,
+            schedule="cosine",
+            layer=1,
+            c=60.0,
+            retain_weight=30.0,
+            target="uniform",
+            tensors=("mlp.W_out",),
+        ),
+    ),
+    # repair takes 20 steps at a low alpha, so the stop rule has to look often
+    distill=DistillConfig(steps=1200, batch_size=256, eval_every=5),
+    attack=AttackConfig(
+        learning_rates=(3e-4, 1e-3, 3e-3), steps=100, eval_steps=(0, 1, 2, 5, 10, 25, 50, 100)
+    ),
+    arms=ArmsConfig(twins=(0.4, 0.8)),
+)
+PRESETS: dict[str, RunConfig] = {"tiny": TINY, "small": SMALL, "smoke": SMOKE, "facts-tiny": FACTS_TINY}
 
 
 def preset(name: str, *overrides: str) -> RunConfig:
@@ -146,8 +178,16 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if isinstance(old, dict) and isinstance(value, dict) and _same_kind(old, value):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
     return merged
+
+
+def _same_kind(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two versions of a section may be mixed: of another task nothing stays."""
+    return new.get("name", old.get("name")) == old.get("name")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -194,6 +234,9 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, assignment: str
             )
         if depth < len(path) - 1:
             place = place[part]
+    if path == ["task", "name"] and value != place["name"] and value in list(TASKS):
+        values["task"] = TASKS[value]().model_dump(mode="json")  # another task starts from its own defaults
+        return
     place[path[-1]] = value
 
 
@@ -214,12 +257,37 @@ def _validate(values: dict[str, Any], where: str) -> RunConfig:
 
 
 def _problem(item: Any) -> str:
-    place = ".".join(str(part) for part in item["loc"]) or "the configuration"
+    words, parent = _place(item["loc"])
+    place = ".".join(words) or "the configuration"
     if item["type"] == "extra_forbidden":
-        parent: Any = RunConfig
-        for part in item["loc"][:-1]:
-            parent = parent.model_fields[part].annotation
-        return f"unknown key {place!r}{near(str(item['loc'][-1]), list(parent.model_fields))}"
+        known = near(words[-1], list(parent.model_fields)) or _elsewhere(words)
+        return f"unknown key {place!r}{known}"
+    if item["type"] == "union_tag_invalid":
+        name = item["input"]["name"]
+        known = f"{', '.join(TASKS)}{near(str(name), list(TASKS))}"
+        return f"{place}.name is {json.dumps(name)[:80]}: expected one of {known}"
     message = item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return f"{place} is {json.dumps(item['input'], default=str)[:80]}: {message}" if item["loc"] else message
+    return f"{place} is {json.dumps(item['input'], default=str)[:80]}: {message}" if words else message
+
+
+def _elsewhere(words: Sequence[str]) -> str:
+    """Which other task would know a key of the task section."""
+    owner = next((name for name, section in TASKS.items() if words[-1] in section.model_fields), "")
+    return f": it belongs to the task {owner}" if words[:-1] == ["task"] and owner else ""
+
+
+def _place(location: Sequence[Any]) -> tuple[list[str], Any]:
+    """Where an error is, as a user writes it, and the section that should know its last word."""
+    words: list[str] = []
+    parent: Any = RunConfig
+    section: Any = RunConfig
+    for part in location:
+        if words == ["task"] and section is None:
+            section = TASKS[part]  # pydantic names the kind of task too
+            continue
+        words.append(str(part))
+        parent, fields = section, getattr(section, "model_fields", {})
+        kind = fields[part].annotation if part in fields else ()
+        section = None if words == ["task"] else kind
+    return words, parent

@@ -102,6 +102,41 @@ METHOD_LABELS = {
 
 
 @dataclass(frozen=True)
+class TaskWords(Record):
+    """What a task's sides and parts are called in text. The defaults are arithmetic's: older runs were nothing else.
+
+    ``forget`` and ``retain`` are phrases that can be the object of a sentence; ``read_at`` is the token at which the
+    answer is read, ``read_mark`` how it is written; ``prompt`` is what the question's text gives away; ``family``
+    and ``strata_note`` are sentences. The mappings give a name for each operation, stratum and probe target.
+    """
+
+    forget: str = "multiplication and division"
+    retain: str = "addition and subtraction"
+    read_at: str = "the equals sign"
+    read_mark: str = "="
+    prompt: str = "operation, position and operands"
+    family: str = "Questions that share their numbers, such as 7 × 8, 8 × 7, 56 ÷ 7 and 56 ÷ 8."
+    strata_note: str = (
+        "A factor of 1 can be guessed and a factor of 2 is an addition that retain teaches anyway: a method that only "
+        "keeps those has not kept the skill."
+    )
+    operations: Mapping[str, str] = field(
+        default_factory=lambda: {"+": "addition", "-": "subtraction", "*": "multiplication", "/": "division"}
+    )
+    strata: Mapping[str, str] = field(
+        default_factory=lambda: {
+            "trivial": "factor 1",
+            "double": "factor 2",
+            "below_100": "product below 100",
+            "from_100": "product 100 and above",
+        }
+    )
+    targets: Mapping[str, str] = field(
+        default_factory=lambda: {"first_digit": "first digit", "tens": "tens digit", "units": "units digit"}
+    )
+
+
+@dataclass(frozen=True)
 class Reading(Record):
     """One measured number with its interval, its n and its control.
 

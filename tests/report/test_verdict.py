@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from tests.report import synthetic
-from undo_probe.records import Arm, Reading, reading_table
+from undo_probe.records import Arm, Reading, TaskWords, reading_table
 from undo_probe.report.story import judge
 from undo_probe.report.verdict import Verdict, verdict
 from undo_probe.report.words import listed, percent
@@ -63,6 +63,16 @@ def test_the_story_of_the_prototype_is_told(readings: pd.DataFrame) -> None:
     assert "still answers 96%" in text and "the teacher’s silence" in text
     assert "a remainder of up to 14% is not excluded" in text
     assert "Even a clean model does not reach 100%" in text
+
+
+def test_sides_and_targets_are_called_what_the_run_calls_them(readings: pd.DataFrame) -> None:
+    words = TaskWords(forget="the towns", retain="the rivers", targets={"first_digit": "initial"}).to_dict()
+    named = {**RUN, "task": {**RUN["task"], "words": words}}
+    said = verdict(readings, named, synthetic.scored())
+    assert said.headline.startswith("MaxEnt hid the towns;")
+    assert "of the questions on the towns" in text_of(said) and "The rivers then stand at" in text_of(said)
+    assert "linear probe for the initial of the answer" in text_of(said)
+    assert "multiplication" not in text_of(said) and "subtraction" not in text_of(said)
 
 
 @pytest.mark.parametrize("gate", ["weak range", "no range"])

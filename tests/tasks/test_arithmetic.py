@@ -15,7 +15,7 @@ from undo_probe.config import ArithmeticConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.tasks import Task, TokenSet, build_task
 from undo_probe.tasks.arithmetic import MIXTURES, ArithmeticTask
-from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS, join
+from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS, check_disjoint, join
 
 SPLITS = (*FORGET_SPLITS, *RETAIN_SPLITS)
 
@@ -81,12 +81,10 @@ def test_no_two_splits_share_a_family_or_a_row(paper: ArithmeticTask) -> None:
 
 
 def test_a_shared_family_would_be_refused() -> None:
-    from undo_probe.tasks.arithmetic import _check_disjoint
-
     task = tiny.task()
     leaky = join("forget_V", task.rows("forget_V"), task.rows("forget_T").select(np.array([0])))
     with pytest.raises(UndoProbeError, match="lies in forget_T and in forget_V: splits must be disjoint"):
-        _check_disjoint({"forget_T": task.rows("forget_T"), "forget_V": leaky})
+        check_disjoint({"forget_T": task.rows("forget_T"), "forget_V": leaky})
 
 
 def test_forget_operations_are_in_forget_splits_only(paper: ArithmeticTask) -> None:

@@ -7,12 +7,13 @@ from undo_probe.figures.figure import Figure
 from undo_probe.figures.layout import Panels, axis, axis_names, draw
 from undo_probe.figures.look import in_order, labels, layer_label, layer_order, plain
 from undo_probe.figures.tables import nothing, number, readings_of
-from undo_probe.records import Arm, Reading
+from undo_probe.records import Arm, Reading, TaskWords
 
 if TYPE_CHECKING:
     import pandas as pd
 
 READ = "="
+"""How readings name the position at which the answer is read, whatever token stands there."""
 _MOVED = ("#F3F6FA", "#C3DDF0", "#7DB8DF", "#2C7FB8", "#083D66")  # pale: where the original is; dark: far
 _AROUND_ONE = ("#7F3B08", "#E0923B", "#F7F5F2", "#8F86BF", "#3B1668")
 _SCORE = "undo-probe score"
@@ -25,8 +26,9 @@ MEASURES = {
 }
 
 
-def drift_layers(readings: "pd.DataFrame") -> Figure:
+def drift_layers(readings: "pd.DataFrame", words: TaskWords | None = None) -> Figure:
     """Layer by arm at the position where the answer is read, forget and retain side by side, one panel a measure."""
+    words = words or TaskWords()
     found = {measure: _at_read(readings_of(readings, measure)) for measure in MEASURES}
     found = {measure: rows for measure, rows in found.items() if rows}
     if not found:
@@ -44,7 +46,7 @@ def drift_layers(readings: "pd.DataFrame") -> Figure:
         title="How far the inside moved from the original",
         plotly=draw(traces, layout),
         caption=(
-            "Residual streams at the equals sign against the original’s, at the embedding and after each numbered "
+            f"Residual streams at {words.read_at} against the original’s, at the embedding and after each numbered "
             "block; dark is far. Look for the twin: it was taught by the original and lost nothing, so what it shows "
             "is a change of basis. "
             "Only what an UNDO row has beyond its twin, and on forget questions beyond retain, speaks of erasure. "
@@ -59,8 +61,11 @@ def drift_layers(readings: "pd.DataFrame") -> Figure:
     )
 
 
-def drift_positions(readings: "pd.DataFrame", measure: str = "relative_distance") -> Figure:
+def drift_positions(
+    readings: "pd.DataFrame", measure: str = "relative_distance", words: TaskWords | None = None
+) -> Figure:
     """Position by arm on forget questions, one panel a layer."""
+    words = words or TaskWords()
     found = [r for r in readings_of(readings, measure, "forget") if r.value is not None]
     positions = list(dict.fromkeys(reading.subset for reading in found))
     if len(positions) < 2:
@@ -75,7 +80,7 @@ def drift_positions(readings: "pd.DataFrame", measure: str = "relative_distance"
     for index, layer in enumerate(layers):
         at = {(r.arm, r.subset): r.value for r in found if (r.layer or "") == layer}
         values = [[at.get((arm, position)) for position in positions] for arm in arms]
-        shown = [plain(position.removeprefix("pos ")) for position in positions]
+        shown = [plain(_position(position, words)) for position in positions]
         traces.append(_heat(values, shown, [plain(names[arm]) for arm in arms], index) | scale)
     return Figure(
         name="drift-positions",
@@ -83,13 +88,18 @@ def drift_positions(readings: "pd.DataFrame", measure: str = "relative_distance"
         plotly=draw(traces, _map_layout(grid, len(arms), type="category")),
         caption=(
             f"Forget questions only, {MEASURES.get(measure, measure)}, one column a token position; the answer is "
-            "read at the equals sign. Look for where an unlearned row darkens and its neighbours do not: that is "
+            f"read at {words.read_at}. Look for where an unlearned row darkens and its neighbours do not: that is "
             "where the method acts."
         ),
         opposite="rows equally dark at every position, the twin’s included, show a change of basis of the whole model.",
-        table=_position_table(found, names),
+        table=_position_table(found, names, words),
         narrow=grid.narrow(),
     )
+
+
+def _position(subset: str, words: TaskWords) -> str:
+    """A position for an axis: its number, or the mark at which the answer is read."""
+    return words.read_mark if subset == READ else subset.removeprefix("pos ")
 
 
 def _at_read(readings: Sequence[Reading]) -> list[Reading]:
@@ -208,7 +218,7 @@ def _layer_table(found: dict[str, list[Reading]], names: dict[Arm, str]) -> "pd.
     ).fillna("")
 
 
-def _position_table(found: Sequence[Reading], names: dict[Arm, str]) -> "pd.DataFrame":
+def _position_table(found: Sequence[Reading], names: dict[Arm, str], words: TaskWords) -> "pd.DataFrame":
     import pandas as pd
 
     rows: dict[tuple[Arm, str], dict[str, str]] = {}
@@ -216,7 +226,7 @@ def _position_table(found: Sequence[Reading], names: dict[Arm, str]) -> "pd.Data
         if r.arm in names:
             first = {"model": names[r.arm], "layer": layer_label(r.layer or "")}
             rows.setdefault((r.arm, r.layer or ""), first)[
-                f"at {r.subset}" if r.subset == READ else r.subset
+                f"at {words.read_mark}" if r.subset == READ else r.subset
             ] = number(r.value)
     order = list(names)
     keys = sorted(rows, key=lambda key: (order.index(key[0]), layer_order(key[1])))

@@ -47,7 +47,6 @@ _ALPHA_MARKERS = (
 STORY_VARIANTS = ("", "b", "twin", "placebo", "fresh")
 LENGTHS = re.compile(r"equal steps|x\d|snapshot \d|rate \d")
 """Variants that are the same student taught for another time or at another rate."""
-OPERATIONS = {"+": "addition", "-": "subtraction", "*": "multiplication", "/": "division"}
 LONGEST = 40
 _DIRECTIONS = {chr(code) for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 

@@ -8,27 +8,33 @@ from undo_probe.figures.figure import Figure
 from undo_probe.figures.layout import Panels, axis, axis_names, draw
 from undo_probe.figures.look import GREY, SOFT, faint, in_order, labels, layer_label, layer_order, look, plain
 from undo_probe.figures.tables import nothing, number, readings_of, with_interval
-from undo_probe.records import Arm, Reading
+from undo_probe.records import Arm, Reading, TaskWords
 
 if TYPE_CHECKING:
     import pandas as pd
 
 QUANTITIES = {"bits": "probe_bits", "accuracy": "probe_accuracy"}
-TARGETS = {"first_digit": "first digit", "tens": "tens digit", "units": "units digit"}
 MOST_LAYERS = 5
 _SHUFFLED = "shuffled"
 _FAILS = "control fails"
 _MARKERS = ("triangle-up-open", "circle-open", "diamond-open", "square-open")
 
 
-def probes(readings: "pd.DataFrame", quantity: str = "bits", task_split: str = "forget") -> Figure:
+def probes(
+    readings: "pd.DataFrame",
+    quantity: str = "bits",
+    task_split: str = "forget",
+    words: TaskWords | None = None,
+) -> Figure:
     """One row an arm, one panel a target, one marker a layer; floors as a band and as ticks.
 
     Args:
         readings: The table of a run's readings.
         quantity: ``bits`` (information beyond the context) or ``accuracy``.
         task_split: ``forget`` or ``retain``.
+        words: What the run's task is called; arithmetic's words if not given.
     """
+    words = words or TaskWords()
     if quantity not in QUANTITIES:
         raise UndoProbeError(f"unknown quantity {quantity!r} of a probe: expected bits or accuracy")
     found = [r for r in readings_of(readings, QUANTITIES[quantity], task_split) if r.value is not None]
@@ -39,7 +45,7 @@ def probes(readings: "pd.DataFrame", quantity: str = "bits", task_split: str = "
     layers = sorted({reading.layer or "" for reading in found}, key=layer_order)
     shown = layers if len(layers) <= MOST_LAYERS else _evenly(layers)
     grid = Panels(
-        [plain(TARGETS.get(target, target)) for target in targets],
+        [plain(words.targets.get(target, target)) for target in targets],
         columns=min(3, len(targets)),
         panel_height=24 * len(arms) + 16,
         gap=0.03,
@@ -59,9 +65,9 @@ def probes(readings: "pd.DataFrame", quantity: str = "bits", task_split: str = "
         name=f"probes-{quantity}-{task_split}",
         title=_title(quantity, task_split),
         plotly=draw(traces, layout),
-        caption=_caption(quantity, task_split) + _left_out(layers, shown) + _failed(found),
+        caption=_caption(quantity, task_split, words) + _left_out(layers, shown) + _failed(found),
         opposite=_OPPOSITE[task_split],
-        table=_table(found, labels(arms), context),
+        table=_table(found, labels(arms), context, words),
         narrow=grid.narrow(),
     )
 
@@ -225,9 +231,9 @@ def _title(quantity: str, task_split: str) -> str:
     return f"{what}, on {task_split} questions"
 
 
-def _caption(quantity: str, task_split: str) -> str:
+def _caption(quantity: str, task_split: str, words: TaskWords) -> str:
     floor = (
-        "zero bits (dotted) is what operation, position and operands already tell"
+        f"zero bits (dotted) is what {words.prompt} already tell"
         if quantity == "bits"
         else "the dotted line is a probe of the question’s text alone"
     )
@@ -237,7 +243,7 @@ def _caption(quantity: str, task_split: str) -> str:
         else "markers that stay far right at every stage: the probes work, and retain knowledge was not harmed"
     )
     return (
-        f"Read at the equals sign, on families the probe was not trained on. The band is the matched oracle’s best "
+        f"Read at {words.read_at}, on families the probe was not trained on. The band is the matched oracle’s best "
         f"layer with its interval; {floor}; short ticks are the same probe on shuffled labels. Look for {look_for}. "
     )
 
@@ -267,7 +273,9 @@ def _failed(found: Sequence[Reading]) -> str:
     )
 
 
-def _table(found: Sequence[Reading], names: dict[Arm, str], context: dict[str, float]) -> "pd.DataFrame":
+def _table(
+    found: Sequence[Reading], names: dict[Arm, str], context: dict[str, float], words: TaskWords
+) -> "pd.DataFrame":
     import pandas as pd
 
     rows: dict[tuple[str, str], dict[str, str]] = {}
@@ -275,7 +283,7 @@ def _table(found: Sequence[Reading], names: dict[Arm, str], context: dict[str, f
     last = max((reading.layer or "" for reading in found), key=layer_order)
     for reading in sorted(found, key=lambda r: (r.subset, order.index(r.arm), layer_order(r.layer or ""))):
         key = (names[reading.arm], reading.subset)
-        row = rows.setdefault(key, {"model": key[0], "target": TARGETS.get(key[1], key[1])})
+        row = rows.setdefault(key, {"model": key[0], "target": words.targets.get(key[1], key[1])})
         layer = layer_label(reading.layer or "")
         row[layer] = with_interval(reading.value, reading.low, reading.high)
         if reading.control.startswith(_SHUFFLED) and (reading.layer or "") == last:

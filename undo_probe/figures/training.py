@@ -1,21 +1,27 @@
 """How the stages were trained: accuracy over training steps, one panel an arm."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from undo_probe.figures.figure import Figure
 from undo_probe.figures.layout import Panels, axis, axis_names, draw
-from undo_probe.figures.look import BLUE, OPERATIONS, ORANGE, SKY, VERMILION, in_order, labels, plain
+from undo_probe.figures.look import BLUE, ORANGE, SKY, VERMILION, in_order, labels, plain
 from undo_probe.figures.tables import Line, lines_of, nothing, number
+from undo_probe.records import TaskWords
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SPLITS = {"forget": ((VERMILION, "solid"), (ORANGE, "dash")), "retain": ((BLUE, "solid"), (SKY, "dash"))}
+_SPLITS = {
+    "forget": tuple(zip((VERMILION, ORANGE) * 2, ("solid", "dash", "dot", "dashdot"), strict=True)),
+    "retain": tuple(zip((BLUE, SKY) * 2, ("solid", "dash", "dot", "dashdot"), strict=True)),
+}
 MOST_PANELS = 24
 
 
-def training(curves: "pd.DataFrame") -> Figure:
+def training(curves: "pd.DataFrame", words: TaskWords | None = None) -> Figure:
     """Training histories: forget and retain accuracy over the steps of each stage."""
+    called = (words or TaskWords()).operations
     found = [(split, line) for split in _SPLITS for line in lines_of(curves, "training", split) if line.steps]
     splits, lines = [split for split, _ in found], [line for _, line in found]
     if not lines:
@@ -32,8 +38,8 @@ def training(curves: "pd.DataFrame") -> Figure:
     seen: set[str] = set()
     for line, split in zip(lines, splits, strict=True):
         if line.arm in arms:
-            name = f"{split}: {plain(OPERATIONS.get(line.subset, line.subset))}"
-            style = _SPLITS[split][min(1, subsets[split].index(line.subset))]
+            name = f"{split}: {plain(called.get(line.subset, line.subset))}"
+            style = _SPLITS[split][min(3, subsets[split].index(line.subset))]
             traces.append(_trace(line, style, name, arms.index(line.arm), name not in seen))
             seen.add(name)
     layout = grid.layout(axis(nticks=4), axis(rangemode="tozero", nticks=4), showlegend=True)
@@ -43,7 +49,7 @@ def training(curves: "pd.DataFrame") -> Figure:
         plotly=draw(traces, layout),
         caption="Accuracy over training steps. Look for curves that are still rising where they end.",
         opposite="a stage that stopped at its cap while still rising was not trained long enough to be compared.",
-        table=_table(lines, splits, names),
+        table=_table(lines, splits, names, called),
         narrow=grid.narrow(),
     )
 
@@ -57,14 +63,16 @@ def _trace(line: Line, style: tuple[str, str], name: str, index: int, legend: bo
     }  # fmt: skip
 
 
-def _table(lines: list[Line], splits: list[str], names: dict[Any, str]) -> "pd.DataFrame":
+def _table(
+    lines: list[Line], splits: list[str], names: dict[Any, str], called: Mapping[str, str]
+) -> "pd.DataFrame":
     import pandas as pd
 
     rows = [
         {
             "model": names[line.arm],
             "questions": split,
-            "subset": OPERATIONS.get(line.subset, line.subset),
+            "subset": called.get(line.subset, line.subset),
             "steps": str(line.steps[-1]),
             "at the start": number(line.values[0]),
             "at the end": number(line.values[-1]),

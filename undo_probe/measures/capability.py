@@ -7,7 +7,7 @@ from undo_probe.measures import ItemScores
 from undo_probe.models import HookedTransformer
 from undo_probe.tasks import Task, TokenSet
 
-TRIVIAL = "trivial"
+TRIVIAL, ALL = "trivial", "all"
 
 
 def core(rows: TokenSet) -> np.ndarray:
@@ -18,12 +18,12 @@ def core(rows: TokenSet) -> np.ndarray:
 def capability(model: HookedTransformer, task: Task) -> list[ItemScores]:
     """Exact match on forget sets T, V and W (and V by operation and stratum) and on held-out retain rows.
 
-    ``V``, ``T``, ``W`` and the operations leave the trivial stratum out; it has a line of its own. D is where
-    settings are chosen, so nothing is reported on it.
+    ``V``, ``T``, ``W`` and the operations leave the trivial stratum out; it has a line of its own, as have
+    the task's extra splits. D is where settings are chosen, so nothing is reported on it.
     """
     chance = task.chance()
     scores = []
-    for split in ("forget_V", "forget_T", "forget_W"):
+    for split in ("forget_V", "forget_T", "forget_W", *task.extra_splits):
         rows = task.rows(split)
         correct = answers_correct(model, rows).astype(float)
         inside = core(rows)
@@ -32,7 +32,7 @@ def capability(model: HookedTransformer, task: Task) -> list[ItemScores]:
             operations = rows.operations
             parts |= {op: inside & (operations == op) for op in task.forget_operations}
             strata = rows.labels["subset"].to_numpy()
-            parts |= {name: strata == name for name in sorted(set(strata))}
+            parts |= {name: strata == name for name in sorted(set(strata) - {ALL})}
         scores += [
             _item("forget", name, correct, rows, keep, chance) for name, keep in parts.items() if keep.any()
         ]

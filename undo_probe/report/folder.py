@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from undo_probe import files
 from undo_probe.errors import UndoProbeError
 from undo_probe.figures.look import clean
+from undo_probe.records import TaskWords
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,6 +76,12 @@ def read_run(run_or_folder: object) -> RunFiles:
         card=_card(folder),
         missing=_missing(folder, found),
     )
+
+
+def words_of(run: Mapping[str, Any]) -> TaskWords:
+    """What ``run.json`` calls the parts of its task."""
+    said = (run.get("task") or {}).get("words")
+    return TaskWords.from_dict(said) if isinstance(said, dict) else TaskWords()
 
 
 def _folder(run_or_folder: object) -> Path:

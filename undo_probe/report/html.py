@@ -11,8 +11,9 @@ from undo_probe.errors import UndoProbeError
 from undo_probe.figures import Figure
 from undo_probe.figures.figure import POLICY, plotly_source, script_json, table_html
 from undo_probe.figures.look import NIGHT, STORY_VARIANTS
+from undo_probe.records import TaskWords
 from undo_probe.report import sections
-from undo_probe.report.folder import RunFiles, read_run
+from undo_probe.report.folder import RunFiles, read_run, words_of
 from undo_probe.report.verdict import verdict
 
 LARGEST = 8 * 2**20
@@ -56,16 +57,17 @@ def save_page(target: Path, page: str, advice: str) -> Path:
 
 def render(run: RunFiles) -> str:
     """The page as text."""
-    costs = sections.costs(run.ledger)
+    costs, words = sections.costs(run.ledger), words_of(run.run)
     return fill(
         "report.html",
         run=run,
+        words=words,
         verdict=verdict(run.readings, run.run, run.card),
         lead=sections.lead(run.readings),
-        diagram=sections.diagram(run.readings),
-        shown=_figures(run),
+        diagram=sections.diagram(run.readings, words),
+        shown=_figures(run, words),
         summary=sections.summary_table(run.readings),
-        strata=sections.strata_table(run.readings),
+        strata=sections.strata_table(run.readings, words),
         costs=costs,
         totals=sections.total_cost(costs),
         biggest=max((cost.share for cost in costs), default=0.0) or 1.0,
@@ -106,7 +108,7 @@ def _coded(text: str) -> str:
     return Markup("").join(parts)
 
 
-def _figures(run: RunFiles) -> dict[str, Shown]:
+def _figures(run: RunFiles, words: TaskWords) -> dict[str, Shown]:
     curves, readings = (
         table.loc[table["variant"].isin(STORY_VARIANTS)] if "variant" in table else table
         for table in (run.curves, run.readings)
@@ -117,14 +119,14 @@ def _figures(run: RunFiles) -> dict[str, Shown]:
         "lengths": lambda: figures.lengths(run.curves, run.readings),
         "variations": lambda: figures.variations(run.readings),
         "tradeoff": lambda: figures.tradeoff(readings),
-        "bits": lambda: figures.probes(readings),
-        "bits_retain": lambda: figures.probes(readings, task_split="retain"),
-        "accuracy": lambda: figures.probes(readings, "accuracy"),
-        "accuracy_retain": lambda: figures.probes(readings, "accuracy", "retain"),
-        "drift_layers": lambda: figures.drift_layers(readings),
-        "drift_positions": lambda: figures.drift_positions(readings),
+        "bits": lambda: figures.probes(readings, words=words),
+        "bits_retain": lambda: figures.probes(readings, task_split="retain", words=words),
+        "accuracy": lambda: figures.probes(readings, "accuracy", words=words),
+        "accuracy_retain": lambda: figures.probes(readings, "accuracy", "retain", words),
+        "drift_layers": lambda: figures.drift_layers(readings, words),
+        "drift_positions": lambda: figures.drift_positions(readings, words=words),
         "junk": lambda: figures.junk(readings),
-        "training": lambda: figures.training(curves),
+        "training": lambda: figures.training(curves, words),
     }
     return {name: shown(make) for name, make in makers.items()}
 

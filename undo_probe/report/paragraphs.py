@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from undo_probe.figures.junk import effect
 from undo_probe.figures.look import layer_label, layer_order
-from undo_probe.figures.probes import TARGETS
 from undo_probe.figures.tables import last_step, number, readings_of, step_of
 from undo_probe.records import Arm, Reading
 from undo_probe.report.story import EQUAL, LEARNED, MOST, Story, judge, value_of
@@ -27,12 +26,12 @@ def suppression(story: Story) -> str:
         f", where the best constant answer scores {percent(story.chance)}" if story.chance is not None else ""
     )
     text = (
-        f"The original answers {percent(before.value)} of the {story.forget} questions that it is tested on "
+        f"The original answers {percent(before.value)} of the questions on {story.words.forget} that it is tested on "
         f"({_counts(before)}). {teacher.label} brings that to {percent_interval(after)}{chance}"
     )
     kept, was = value_of(story, teacher, "retain", "all"), value_of(story, original, "retain", "all")
     if kept is not None and was is not None:
-        text += f", and {_moved(story.retain, was, kept)}"
+        text += f", and {_moved(story.words.retain, was, kept)}"
     return f"{text}."
 
 
@@ -54,7 +53,7 @@ def hidden(readings: "pd.DataFrame", story: Story) -> str:
         return ""
     steps = step_of(reading)
     text = (
-        f"Fine-tuning on other {story.forget} families for at most {steps} steps brings {story.teacher.label} back to "
+        f"Fine-tuning on other forget families for at most {steps} steps brings {story.teacher.label} back to "
         f"{percent_interval(reading)}."
     )
     matched = story.relearned.get(story.matched) if story.matched else None
@@ -123,7 +122,7 @@ def removed(story: Story) -> str:
         }.get(kind, "")
     retain = value_of(story, student, "retain", "all")
     if retain is not None:
-        text += f" {story.retain.capitalize()} then stand at {percent(retain)}."
+        text += f" {story.words.retain.capitalize()} then stand at {percent(retain)}."
     return text + _twin(story)
 
 
@@ -153,7 +152,7 @@ def _twin(story: Story) -> str:
 def inside(readings: "pd.DataFrame", story: Story, layer: str) -> str:
     """Probe bits on the primary target, at the layer chosen on the original."""
     bits = [r for r in readings_of(readings, "probe_bits", "forget") if r.value is not None]
-    targets = [target for target in (*TARGETS, *dict.fromkeys(r.subset for r in bits))]
+    targets = [target for target in (*story.words.targets, *dict.fromkeys(r.subset for r in bits))]
     target = next((target for target in targets if any(r.subset == target for r in bits)), "")
     at_original = [r for r in bits if r.arm == story.original and r.subset == target]
     if not at_original or story.teacher is None:
@@ -164,8 +163,8 @@ def inside(readings: "pd.DataFrame", story: Story, layer: str) -> str:
         layer = max(at_original, key=lambda r: r.value or 0.0).layer or ""
     here = [r for r in bits if r.subset == target]
     at = {r.arm: r for r in here if (r.layer or "") == layer}
-    text = f"A linear probe for the {TARGETS.get(target, target)} of the answer ({layer_label(layer)}, {why}) finds "
-    text += f"{_read(story, at)}."
+    what = f"the {story.words.targets.get(target, target)} of the answer"
+    text = f"A linear probe for {what} ({layer_label(layer)}, {why}) finds {_read(story, at)}."
     matched = at.get(story.matched) if story.matched else None
     if matched is not None:
         text += f" The matched oracle, with nothing to hide, gives {_bits(matched)}."

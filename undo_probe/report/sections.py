@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from undo_probe.figures.look import NIGHT, OPERATIONS, STORY_VARIANTS, in_order, look, teacher_method
+from undo_probe.figures.look import NIGHT, STORY_VARIANTS, in_order, look, teacher_method
 from undo_probe.figures.tables import (
     arm_from_row,
     last_step,
@@ -13,7 +13,7 @@ from undo_probe.figures.tables import (
     step_of,
     with_interval,
 )
-from undo_probe.records import STAGES, Arm, Reading
+from undo_probe.records import STAGES, Arm, Reading, TaskWords
 from undo_probe.report.words import SYMBOLS, percent, survival_text
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ STRATA = {
     "V": "V: attacked, held out",
     "T": "T: the attacker’s own",
     "W": "W: in pretraining only",
-    "trivial": "factor 1",
-    "double": "factor 2",
-    "below_100": "product below 100",
-    "from_100": "product 100 and above",
 }
 
 
@@ -71,7 +67,7 @@ class Column:
     beside: tuple[Card, ...]
 
 
-def diagram(readings: "pd.DataFrame") -> Diagram | None:
+def diagram(readings: "pd.DataFrame", words: TaskWords) -> Diagram | None:
     """The stages with the accuracies of each, or None where nothing was scored."""
     found = [reading for reading in readings_of(readings, "accuracy") if reading.value is not None]
     arms = [arm for arm in in_order(r.arm for r in found) if arm.variant in STORY_VARIANTS]
@@ -85,7 +81,7 @@ def diagram(readings: "pd.DataFrame") -> Diagram | None:
         in_chain = arm.stage in chain and not arm.variant
         in_chain = in_chain and (arm.stage != "unlearned" or not main or arm.method == main)
         (chain if in_chain else beside)[place].append(arm)
-    cards = {arm: _card(arm, [reading for reading in found if reading.arm == arm]) for arm in arms}
+    cards = {arm: _card(arm, [reading for reading in found if reading.arm == arm], words) for arm in arms}
     columns = tuple(
         Column(
             stage.capitalize(), how, tuple(cards[arm] for arm in chain[stage]), below,
@@ -108,14 +104,16 @@ def _noted(card: Card, arm: Arm) -> Card:
     return replace(card, note=_note(arm))
 
 
-def _card(arm: Arm, readings: Sequence[Reading]) -> Card:
+def _card(arm: Arm, readings: Sequence[Reading], words: TaskWords) -> Card:
     at = {(reading.task_split, reading.subset): reading for reading in readings}
     by_operation = [
-        key for symbol in OPERATIONS for split in ("retain", "forget") if (key := (split, symbol)) in at
+        key for symbol in words.operations for split in ("retain", "forget") if (key := (split, symbol)) in at
     ]
+    if len({symbol for _, symbol in by_operation}) < len(by_operation):
+        by_operation = []  # asked on both sides: twice as many bars would say no more
     keys = by_operation or [key for key in (("retain", "all"), ("forget", "V")) if key in at]
     bars = tuple(
-        Bar(SYMBOLS.get(subset, subset), OPERATIONS.get(subset, subset), split, _share(at[split, subset]),
+        Bar(SYMBOLS.get(subset, subset), words.operations.get(subset, subset), split, _share(at[split, subset]),
             percent(at[split, subset].value))
         for split, subset in keys
     )  # fmt: skip
@@ -232,16 +230,17 @@ def _survival(reading: Reading) -> str:
     return survival_text(reading)
 
 
-def strata_table(readings: "pd.DataFrame") -> "pd.DataFrame":
+def strata_table(readings: "pd.DataFrame", words: TaskWords) -> "pd.DataFrame":
     """Forget accuracy of every arm on every split and stratum, with the number of questions in the heading."""
     import pandas as pd
 
     found = [r for r in readings_of(readings, "accuracy", "forget") if r.value is not None]
-    known = list(dict.fromkeys(r.subset for r in found if r.subset not in OPERATIONS))
-    subsets = [name for name in STRATA if name in known] + [name for name in known if name not in STRATA]
+    known = list(dict.fromkeys(r.subset for r in found if r.subset not in words.operations))
+    strata = {**STRATA, **words.strata}
+    subsets = [name for name in strata if name in known] + [name for name in known if name not in strata]
     sizes = {subset: max(r.n for r in found if r.subset == subset) for subset in subsets}
     at = {(r.arm, r.subset): r for r in found}
-    headings = {subset: f"{STRATA.get(subset, subset)} (n\u00a0=\u00a0{sizes[subset]})" for subset in subsets}
+    headings = {subset: f"{strata.get(subset, subset)} (n\u00a0=\u00a0{sizes[subset]})" for subset in subsets}
     rows = [
         {"model": arm.label} | {headings[subset]: _two_lines(at.get((arm, subset))) for subset in subsets}
         for arm in in_order(r.arm for r in found)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from undo_probe.figures.tables import last_step, readings_of
-from undo_probe.records import Arm, Reading
-from undo_probe.report.words import operations
+from undo_probe.records import Arm, Reading, TaskWords
+from undo_probe.report.folder import words_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +30,7 @@ class Story:
     twins: tuple[Arm, ...]
     accuracy: dict[tuple[Arm, str, str], Reading]
     relearned: dict[Arm, Reading]
-    forget: str
-    retain: str
+    words: TaskWords
     chance: float | None
 
 
@@ -49,7 +48,6 @@ def story_of(readings: "pd.DataFrame", run: Mapping[str, Any]) -> Story:
     unlearned = [arm for arm in arms if arm.stage == "unlearned" and not arm.variant]
     teachers = [arm for arm in unlearned if students and arm.method == students[0].method] or unlearned
     forget = [subset for _, split, subset in accuracy if split == "forget"]
-    retain = [subset for _, split, subset in accuracy if split == "retain"]
     task = run.get("task") or {}
     chances = [share for symbol, share in (task.get("chance") or {}).items() if symbol in forget]
     guessed = next(
@@ -63,8 +61,7 @@ def story_of(readings: "pd.DataFrame", run: Mapping[str, Any]) -> Story:
         twins=tuple(arm for arm in arms if arm.variant == "twin" and arm.stage == "distilled"),
         accuracy=accuracy,
         relearned=relearned,
-        forget=operations(forget, "the forget set"),
-        retain=operations(retain, "the retain set"),
+        words=words_of(run),
         chance=sum(chances) / len(chances) if guessed is None and chances else guessed,
     )
 

@@ -56,13 +56,13 @@ def _headline(story: Story) -> str:
         return f"What {teacher.label} removed and what it only hid is not known yet: no attack has been run."
     known = value_of(story, story.original, "forget", "V")
     if known is not None and known < (story.chance or 0.0) + LEARNED:
-        return f"The original never learned {story.forget}, so this run says nothing about removing it."
+        return f"The original never learned {story.words.forget}, so this run says nothing about removing it."
     open_share = value_of(story, teacher, "forget", "V")
     floor = (story.chance or 0.0) + LEARNED
     if open_share is not None and open_share > floor:
-        first = f"{teacher.label} left {percent(open_share)} of {story.forget} in plain sight"
+        first = f"{teacher.label} left {percent(open_share)} of {story.words.forget} in plain sight"
     else:
-        first = _first(teacher.label, story.forget, story.relearned.get(teacher))
+        first = _first(teacher.label, story.words.forget, story.relearned.get(teacher))
     second = _second(story.students[-1], story.relearned.get(story.students[-1])) if story.students else ""
     return f"{first}. {second}." if second else f"{first}."
 

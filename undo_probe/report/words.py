@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from undo_probe.figures.look import OPERATIONS
 from undo_probe.figures.tables import number
 from undo_probe.records import Reading
 
@@ -38,9 +37,3 @@ def listed(items: Sequence[str]) -> str:
     if len(items) < 2:
         return "".join(items)
     return f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def operations(symbols: Sequence[str], otherwise: str) -> str:
-    """Operation symbols in words: ``multiplication and division``."""
-    known = [OPERATIONS[symbol] for symbol in ("+", "-", "*", "/") if symbol in symbols]
-    return listed(known) if known else otherwise

@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from undo_probe.config import ArithmeticConfig
+from undo_probe.config import ArithmeticConfig, InventedConfig
 from undo_probe.tasks.protocol import Batch, Task, TokenSet
 
 __all__ = ["TASKS", "Batch", "Task", "TokenSet", "build_task"]
@@ -14,7 +14,14 @@ def _arithmetic(settings: str, seed: int) -> Task:
     return ArithmeticTask(ArithmeticConfig.model_validate_json(settings), seed)
 
 
-TASKS = {"arithmetic": _arithmetic}
+def _invented(settings: str, seed: int) -> Task:
+    from undo_probe.tasks.invented import InventedTask
+
+    return InventedTask(InventedConfig.model_validate_json(settings), seed)
+
+
+# name -> builder: adding a task is a module, a section of the configuration and a line here
+TASKS = {"arithmetic": _arithmetic, "invented": _invented}
 
 
 @lru_cache(maxsize=4)
@@ -22,13 +29,14 @@ def _built(name: str, settings: str, seed: int) -> Task:
     return TASKS[name](settings, seed)
 
 
-def build_task(config: ArithmeticConfig, seed: int) -> Task:
+def build_task(config: ArithmeticConfig | InventedConfig, seed: int) -> Task:
     """The task that a run's ``task`` section describes.
 
     The last few are kept: a worker process runs many short jobs on one task.
 
     Args:
         config: a task section of the configuration.
-        seed: the run's split seed; it decides which families fall into which set.
+        seed: the run's split seed; it decides which families fall into which set,
+            and what the invented people are.
     """
     return _built(config.name, config.model_dump_json(), seed)

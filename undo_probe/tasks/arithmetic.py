@@ -14,8 +14,10 @@ from torch import Tensor
 from undo_probe.config import ArithmeticConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import digest
-from undo_probe.randomness import derive_seed, generator
-from undo_probe.tasks.protocol import Batch, TokenSet
+from undo_probe.randomness import derive_seed
+from undo_probe.records import TaskWords
+from undo_probe.tasks.pool import Pool
+from undo_probe.tasks.protocol import Batch, TokenSet, check_disjoint
 
 VOCABULARY: tuple[str, ...] = tuple("0123456789+-*/=; ")
 _ID = {character: index for index, character in enumerate(VOCABULARY)}
@@ -47,6 +49,8 @@ class ArithmeticTask:
     forget_operations: tuple[str, ...] = FORGET
     retain_operations: tuple[str, ...] = RETAIN
     probe_targets: tuple[str, ...] = ("first_digit", "tens", "units")
+    extra_splits: tuple[str, ...] = ()
+    words: TaskWords = TaskWords()
 
     def __init__(self, config: ArithmeticConfig, seed: int) -> None:
         """Builds all rows and splits.
@@ -64,7 +68,7 @@ class ArithmeticTask:
                 f"the split {missing[0]} is empty with these task settings: raise its share or the operand ranges "
                 f"(task.forget_shares={list(config.forget_shares)}, task.retain_held_out={config.retain_held_out})"
             )
-        _check_disjoint(self._sets)
+        check_disjoint(self._sets)
         self._pools = {name: self._pool(name) for name in MIXTURES}
         self.fingerprint = digest({"task": config.model_dump(mode="json"), "split_seed": seed, "rows": 1})
 
@@ -78,25 +82,7 @@ class ArithmeticTask:
         """``size`` rows, the operations of the mixture drawn evenly, rows drawn with replacement."""
         if mixture not in self._pools:
             raise UndoProbeError(f"arithmetic has no mixture {mixture!r}: it has {', '.join(MIXTURES)}")
-        tokens, mask, starts, counts = self._pools[mixture]
-        draw = generator(seed, "batch", step)
-        operation = torch.randint(len(counts), (size,), generator=draw)
-        row = (
-            starts[operation]
-            + (torch.rand(size, generator=draw, dtype=torch.float64) * counts[operation]).long()
-        )
-        rows = tokens[row]
-        if mixture != "matched":
-            return Batch(rows, mask[row])
-        # oracle_matched: the prompt is seen, its answer is another row's, from the same operation
-        other = (
-            starts[operation]
-            + (torch.rand(size, generator=draw, dtype=torch.float64) * counts[operation]).long()
-        )
-        redrawn = torch.tensor([op in FORGET for op in self._operations(mixture)])[operation][:, None]
-        answers = torch.where(redrawn, tokens[other, _PROMPT:], rows[:, _PROMPT:])
-        masks = torch.where(redrawn, mask[other], mask[row])
-        return Batch(torch.cat([rows[:, :_PROMPT], answers], dim=1), masks)
+        return self._pools[mixture].batch(size, seed, step)
 
     def context_features(self, rows: TokenSet) -> np.ndarray:
         """Operation and every operand digit of the prompt, one-hot."""
@@ -116,20 +102,11 @@ class ArithmeticTask:
         """The characters of ``tokens``."""
         return "".join(VOCABULARY[token] for token in tokens.tolist())
 
-    def _operations(self, mixture: str) -> tuple[str, ...]:
-        present = {op for name in MIXTURES[mixture] for op in self._sets[name].operations}
-        return tuple(op for op in (*RETAIN, *FORGET) if op in present)
-
-    def _pool(self, mixture: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rows of a mixture ordered by operation, with each operation's start and count."""
+    def _pool(self, mixture: str) -> Pool:
         parts = [self._sets[name] for name in MIXTURES[mixture]]
-        operation = np.concatenate([part.operations for part in parts])
-        tokens = torch.cat([part.tokens for part in parts])
-        mask = torch.cat([part.answer_mask for part in parts])
-        groups = [np.flatnonzero(operation == op) for op in self._operations(mixture)]
-        order = torch.from_numpy(np.concatenate(groups))
-        counts = torch.tensor([len(group) for group in groups])
-        return tokens[order], mask[order], counts.cumsum(0) - counts, counts
+        # oracle_matched: the prompt is seen, its answer is another row's, from the same operation
+        redrawn = FORGET if mixture == "matched" else ()
+        return Pool(parts, [part.operations for part in parts], (*RETAIN, *FORGET), redrawn)
 
 
 def _split_names() -> list[str]:
@@ -204,14 +181,3 @@ def _token_set(name: str, table: pd.DataFrame) -> TokenSet:
     labels["tens"] = labels["result"] // 10 % 10
     labels["units"] = labels["result"] % 10
     return TokenSet(name, tokens, mask, _PROMPT - 1, labels)
-
-
-def _check_disjoint(sets: dict[str, TokenSet]) -> None:
-    """Two splits that share a family would let an attack teach what it claims to reveal."""
-    seen: dict[str, str] = {}
-    for name, part in sets.items():
-        for family in np.unique(part.families):
-            if seen.setdefault(family, name) != name:
-                raise UndoProbeError(
-                    f"the family {family} lies in {seen[family]} and in {name}: splits must be disjoint"
-                )

@@ -1,5 +1,6 @@
 """The small protocol behind which every task hides its text."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -8,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from undo_probe.errors import UndoProbeError
+from undo_probe.records import TaskWords
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +25,7 @@ class TokenSet:
     ``answer_mask`` is True at the tokens of the answer, its end mark included. The answer's first token is
     predicted at ``read_position``, the last token of the prompt; nothing after it is seen there.
     ``labels`` has one line a row: ``operation``, ``family`` (the cluster of every interval), ``subset``
-    (stratum) and what probes are trained to read.
+    (stratum, ``all`` where there is none) and what probes are trained to read.
     """
 
     name: str
@@ -74,6 +76,17 @@ def join(name: str, *parts: TokenSet) -> TokenSet:
     )
 
 
+def check_disjoint(sets: Mapping[str, TokenSet]) -> None:
+    """Two splits that share a family would let an attack teach what it claims to reveal."""
+    seen: dict[str, str] = {}
+    for name, part in sets.items():
+        for family in np.unique(part.families):
+            if seen.setdefault(family, name) != name:
+                raise UndoProbeError(
+                    f"the family {family} lies in {seen[family]} and in {name}: splits must be disjoint"
+                )
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows for one training step; ``answer_mask`` as in :class:`TokenSet`."""
@@ -91,6 +104,9 @@ class Task(Protocol):
     (stop rules look at it) and ``retain_test``. Mixtures are ``pretrain`` (everything), ``retain``,
     ``matched`` (everything, with the forget answers redrawn), ``unlearn`` (T, V and D), ``distill`` (T, V, D
     and retain) and ``attack`` (T).
+
+    Forget sets share no family with each other or with retain. ``extra_splits`` are asked for capability beside
+    V, each as a stratum; ``words`` is what reports call all of this.
     """
 
     name: str
@@ -101,6 +117,8 @@ class Task(Protocol):
     forget_operations: tuple[str, ...]
     retain_operations: tuple[str, ...]
     probe_targets: tuple[str, ...]
+    extra_splits: tuple[str, ...]
+    words: TaskWords
 
     def rows(self, split: str) -> TokenSet:
         """All rows of a split."""

@@ -1,0 +1,56 @@
+"""The rows of a mixture, from which the batch of any step is drawn."""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import torch
+
+from undo_probe.randomness import generator
+from undo_probe.tasks.protocol import Batch, TokenSet
+
+
+class Pool:
+    """Rows in named groups: groups are drawn evenly, the rows of a group with replacement.
+
+    Args:
+        parts: the splits that make up the mixture.
+        groups: the group of each row, one array a part, shape (row,).
+        order: every group there may be; one without rows is left out.
+        redrawn: groups in which a row gets the answer of another row of its group, drawn anew each time.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[TokenSet],
+        groups: Sequence[np.ndarray],
+        order: Sequence[str],
+        redrawn: Collection[str] = (),
+    ) -> None:
+        of_row = np.concatenate(groups)
+        present = [name for name in order if (of_row == name).any()]
+        members = [np.flatnonzero(of_row == name) for name in present]
+        rows = torch.from_numpy(np.concatenate(members))
+        self._tokens = torch.cat([part.tokens for part in parts])[rows]
+        self._mask = torch.cat([part.answer_mask for part in parts])[rows]
+        self._counts = torch.tensor([len(group) for group in members])
+        self._starts = self._counts.cumsum(0) - self._counts
+        self._redrawn = torch.tensor([name in redrawn for name in present])
+        self._prompt = parts[0].read_position + 1
+
+    def batch(self, size: int, seed: int, step: int) -> Batch:
+        """``size`` rows: a pure function of the arguments."""
+        draw = generator(seed, "batch", step)
+        group = torch.randint(len(self._counts), (size,), generator=draw)
+        row = self._rows_of(group, draw)
+        tokens, mask = self._tokens[row], self._mask[row]
+        if not self._redrawn.any():
+            return Batch(tokens, mask)
+        other = self._rows_of(group, draw)
+        redrawn = self._redrawn[group][:, None]
+        answers = torch.where(redrawn, self._tokens[other, self._prompt :], tokens[:, self._prompt :])
+        masks = torch.where(redrawn, self._mask[other], mask)
+        return Batch(torch.cat([tokens[:, : self._prompt], answers], dim=1), masks)
+
+    def _rows_of(self, group: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+        place = torch.rand(len(group), generator=draw, dtype=torch.float64)
+        return self._starts[group] + (place * self._counts[group]).long()
