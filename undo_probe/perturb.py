@@ -1,8 +1,9 @@
-"""Noise rules: pure functions of named parameters."""
+"""What damages weights: noise by parameter name, rounding and pruning of one matrix; pure functions."""
 
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from undo_probe.errors import UndoProbeError
@@ -70,3 +71,37 @@ def shrink_and_perturb(
         else:
             noised[name] = (1 - alpha) * tensor
     return noised
+
+
+def quantise(matrix: Float[Tensor, "fan_in fan_out"], bits: int) -> Float[Tensor, "fan_in fan_out"]:
+    """Round to nearest on a symmetric grid of ``bits`` bits, one scale for each output column.
+
+    The grid is ``scale * (-m .. m)`` with ``m = 2^(bits - 1) - 1`` and ``scale`` the column's largest absolute weight
+    over m, kept in bfloat16 as stored formats keep theirs short: every product is then exact in float32, so
+    rounding twice changes nothing. The error is at most half a step.
+
+    Raises:
+        UndoProbeError: fewer than 2 or more than 8 bits.
+    """
+    if not 2 <= bits <= 8:
+        raise UndoProbeError(f"bits is {bits}: expected a whole number from 2 to 8")
+    most = 2 ** (bits - 1) - 1
+    scale = (matrix.abs().amax(dim=0) / most).bfloat16().to(matrix.dtype)
+    step = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (matrix / step).round().clamp(-most, most) * scale
+
+
+def prune(matrix: Float[Tensor, "fan_in fan_out"], share: float) -> Float[Tensor, "fan_in fan_out"]:
+    """The matrix with the ``share`` of its entries that are smallest in absolute value set to zero.
+
+    Exactly ``round(share * entries)`` are; among equals the first go.
+
+    Raises:
+        UndoProbeError: a share outside 0..1.
+    """
+    if not 0 <= share <= 1:
+        raise UndoProbeError(f"share is {share:g}: expected a number from 0 to 1")
+    order = matrix.abs().flatten().argsort(stable=True)
+    kept = matrix.flatten().clone()
+    kept[order[: round(share * matrix.numel())]] = 0
+    return kept.view_as(matrix)
