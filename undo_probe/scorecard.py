@@ -8,7 +8,8 @@ import numpy as np
 
 from undo_probe import intervals
 from undo_probe.attacks.envelope import AttackTable
-from undo_probe.attacks.relearn import attack_tables, core_rows, write_table
+from undo_probe.attacks.record import write_table
+from undo_probe.attacks.relearn import attack_tables, core_rows
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import FolderLock, write_json
 from undo_probe.jobs import Job, OnEvent, default_workers, run_jobs, values_of

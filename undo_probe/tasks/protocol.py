@@ -90,7 +90,7 @@ class Task(Protocol):
     pretraining only), ``forget_D`` (hyper-parameters are chosen on it), ``retain_train``, ``retain_dev``
     (stop rules look at it) and ``retain_test``. Mixtures are ``pretrain`` (everything), ``retain``,
     ``matched`` (everything, with the forget answers redrawn), ``unlearn`` (T, V and D), ``distill`` (T, V, D
-    and retain) and ``attack`` (T).
+    and retain), ``attack`` (T) and ``attack_mixed`` (T and retain).
     """
 
     name: str
