@@ -161,6 +161,6 @@ def test_what_cannot_be_adapted_is_refused(kind, what: str) -> None:
     with pytest.raises(UndoProbeError, match=f"{what} is 0: expected at least 1"):
         kind(tiny.model(), 0, seed=0)
     tied = tiny.model()
-    tied.blocks[1].mlp._parameters["W_in"] = tied.blocks[0].mlp.W_in
+    tied.blocks[1].mlp._parameters["W_in"] = tied.get_parameter("blocks.0.mlp.W_in")
     with pytest.raises(UndoProbeError, match=r"blocks\.0\.mlp\.W_in and blocks\.1\.mlp\.W_in are one tensor"):
         kind(tied, 2, seed=0)

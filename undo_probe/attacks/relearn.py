@@ -282,6 +282,11 @@ def attack_tables(
     return tables
 
 
+def recorded_attacks(run: Run) -> list[str]:
+    """Names of the attacks that were run, in the order of the configuration."""
+    return list(dict.fromkeys(target.attack for target in _recorded(run)))
+
+
 def _recorded(run: Run) -> list[Target]:
     by_name = {arm.name: arm for arm in run.arms}
     return [

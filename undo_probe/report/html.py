@@ -12,6 +12,7 @@ from undo_probe.figures.figure import POLICY, plotly_source, script_json, table_
 from undo_probe.figures.look import NIGHT, STORY_VARIANTS
 from undo_probe.report import sections
 from undo_probe.report.folder import RunFiles, read_run
+from undo_probe.report.intrinsic import intrinsic_table
 from undo_probe.report.verdict import verdict
 
 LARGEST = 8 * 2**20
@@ -68,6 +69,7 @@ def render(run: RunFiles) -> str:
         diagram=sections.diagram(run.readings),
         shown=_figures(run),
         summary=sections.summary_table(run.readings),
+        enough=intrinsic_table(run.readings),
         strata=sections.strata_table(run.readings),
         costs=costs,
         totals=sections.total_cost(costs),
@@ -101,6 +103,7 @@ def _figures(run: RunFiles) -> dict[str, Shown]:
     makers: dict[str, Callable[[], Figure]] = {
         "relearning": lambda: figures.relearning(curves, readings),
         "attacks": lambda: figures.attacks(curves),
+        "recoveries": lambda: figures.recoveries(readings),
         "lengths": lambda: figures.lengths(run.curves, run.readings),
         "tradeoff": lambda: figures.tradeoff(readings),
         "bits": lambda: figures.probes(readings),
