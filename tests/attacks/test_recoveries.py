@@ -112,6 +112,14 @@ def test_relearning_with_retain_rows_keeps_what_relearning_alone_destroys() -> N
     assert tiny.accuracy(after("mixed", 60, model), "forget_T") > 0.9
 
 
+def test_few_numbers_are_enough_where_they_reach_and_fewer_are_not() -> None:
+    """A LoRA of rank 4 and one block bring all of T back; eight numbers do not, at the same rate and steps."""
+    model = tiny.suppressed().model
+    for name in ("lora-4", "block-0"):
+        assert tiny.accuracy(after(name, 60, model), "forget_T") > 0.9, name
+    assert tiny.accuracy(after("subspace-8", 60, model), "forget_T") < 0.5
+
+
 def families(count: int, seed: int = 0) -> set[str]:
     return set(dose_rows(TASK, count, seed).families)
 
