@@ -41,6 +41,7 @@ def every_figure(readings: pd.DataFrame, curves: pd.DataFrame) -> list[Figure]:
     drawn = [figures.relearning(curves, readings), figures.attacks(curves), figures.training(curves)]
     drawn.append(figures.lengths(*with_lengths(readings, curves)))
     drawn.append(figures.variations(with_variations(readings)))
+    drawn.append(figures.recoveries(with_recoveries(readings)))
     return [*drawn, *(draw(readings) for draw in others), *probes]
 
 
@@ -224,6 +225,67 @@ def test_twins_and_placebos_have_no_place_in_the_price_figure(readings: pd.DataF
     shown = figures.tradeoff(pd.concat([readings, twin])).table["model"]
     assert "Twin 0.8" not in set(shown)
     assert {"MaxEnt", "UNDO 0.8", "Oracle (data filtering)", "Unlearn-and-Distill"} <= set(shown)
+
+
+RECOVERIES = ("mixed", "dose-5", "lora-4", "quantised-4", "pruned-0.3")
+
+
+def with_recoveries(readings: pd.DataFrame) -> pd.DataFrame:
+    """The made-up run after further attacks, each giving back half as much as the last steps of relearning."""
+    last = readings.loc[(readings["measure"] == "relearned") & (readings["subset"] == "step 200")]
+    more = [readings, last.assign(subset="step 0", value=0.04, low=0.02, high=0.06)]
+    for attack in RECOVERIES:
+        subset = "V" if attack.startswith(("quantised", "pruned")) else "step 200"
+        changed = last.assign(measure=f"after_{attack}", subset=subset)
+        more.append(changed.assign(**{name: last[name] / 2 for name in ("value", "low", "high")}))
+        more.append(changed.assign(subset=f"{subset}, retain kept", value=0.99))
+        more.append(changed.assign(task_split="retain", value=0.98))
+    return pd.concat(more, ignore_index=True)
+
+
+def test_recoveries_has_a_panel_a_model_a_row_an_attack_and_both_anchors_in_each(
+    readings: pd.DataFrame,
+) -> None:
+    figure = figures.recoveries(with_recoveries(readings))
+    drawn = spec(figure)
+    assert list(figure.table["attack"]) == [
+        "before any attack", "relearning on T", "T and retain rows", "5 of T’s families", "T, LoRA rank 4",
+        "4-bit weights", "pruned by 30%",
+    ]  # fmt: skip
+    assert drawn["layout"]["yaxis"]["ticktext"] == list(figure.table["attack"])
+    titles = [note["text"] for note in drawn["layout"]["annotations"]]
+    assert titles[0] == "<b>MaxEnt</b>" and len(titles) > 2
+    for index, title in enumerate(titles):
+        own = [trace for trace in drawn["data"] if trace["xaxis"] == f"x{index + 1 if index else ''}"]
+        names = [trace["name"] for trace in own]
+        assert names == ["Original", "Oracle (matched)", re.sub("</?b>", "", title)]
+        assert ["error_x" in trace for trace in own] == [False, False, True]
+        assert all(trace["y"] == list(range(7)) for trace in own)
+
+
+def test_recoveries_shows_what_was_read_and_neither_retain_nor_the_limited_value(
+    readings: pd.DataFrame,
+) -> None:
+    data = spec(figures.recoveries(with_recoveries(readings)))["data"]
+    (teacher,) = [trace for trace in data if trace["name"] == "MaxEnt"]
+    relearned = teacher["x"][1]
+    assert teacher["x"][2:] == pytest.approx([relearned / 2] * len(RECOVERIES))
+    own = readings.loc[(readings["method"] == "maxent") & (readings["stage"] == "unlearned")]
+    own = own.loc[(own["variant"] == "") & (own["measure"] == "relearned") & (own["subset"] == "step 200")]
+    assert [teacher["x"][0], relearned] == pytest.approx([0.04, *own["value"]])
+    ends = zip(teacher["x"], teacher["error_x"]["array"], teacher["error_x"]["arrayminus"], strict=True)
+    assert all(0 <= value - low <= value + high <= 1 for value, high, low in ends)
+
+
+def test_without_further_attacks_recoveries_says_how_to_ask_for_them(readings: pd.DataFrame) -> None:
+    with pytest.raises(UndoProbeError, match=r"no attacks beside relearning .*attack.also=\["):
+        figures.recoveries(readings)
+
+
+def test_curves_of_other_attacks_are_not_taken_for_relearning(curves: pd.DataFrame) -> None:
+    others = pd.concat([curves, curves.assign(attack="mixed", value=0.0)])
+    for kind in ("rate", "cumulative_max", "training"):
+        assert lines_of(others, kind) == lines_of(curves, kind)
 
 
 def with_lengths(readings: pd.DataFrame, curves: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from undo_probe.config import NoiseRule
 from undo_probe.errors import UndoProbeError
-from undo_probe.perturb import damage, flat_shape, is_gain, shrink_and_perturb
+from undo_probe.perturb import damage, flat_shape, is_gain, prune, quantise, shrink_and_perturb
 from undo_probe.randomness import generator
 
 D_MODEL, HEADS, D_HEAD, D_MLP = 16, 2, 8, 32
@@ -223,3 +223,63 @@ def test_jitter_moves_as_far_as_the_noise_would_and_shrinks_nothing(weights: dic
             assert abs(float(torch.corrcoef(pair)[0, 1])) < 5 / math.sqrt(tensor.numel())
         else:
             assert torch.equal(moved[name], tensor)
+
+
+def matrix(seed: int = 0, rows: int = 30, columns: int = 20) -> Tensor:
+    """Columns of very different size, one of them zero."""
+    drawn = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    return drawn * torch.logspace(-4, 1, columns) * (torch.arange(columns) != 3)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_a_rounded_weight_is_within_half_a_step_of_its_column(bits: int) -> None:
+    weight = matrix(bits)
+    rounded = quantise(weight, bits)
+    most = 2 ** (bits - 1) - 1
+    step = weight.abs().amax(dim=0) / most
+    # the scale itself is rounded to eight bits
+    assert ((rounded - weight).abs() <= 0.5 * step * (1 + 2**-8) + 1e-12).all()
+    assert (rounded != weight).any()
+    for column in rounded.T:
+        assert len(column.unique()) <= 2 * most + 1
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_rounding_twice_is_rounding_once_and_columns_do_not_meddle(bits: int) -> None:
+    weight = matrix(1)
+    once = quantise(weight, bits)
+    assert torch.equal(quantise(once, bits), once)
+    louder = weight.clone()
+    louder[:, 5] *= 100
+    others = torch.arange(weight.shape[1]) != 5
+    assert torch.equal(quantise(louder, bits)[:, others], once[:, others])
+
+
+def test_fewer_bits_are_a_larger_error() -> None:
+    errors = [float((quantise(matrix(2), bits) - matrix(2)).norm()) for bits in (8, 6, 4, 2)]
+    assert errors == sorted(errors) and errors[-1] > 10 * errors[0]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.333, 0.5, 1.0])
+def test_pruning_takes_exactly_the_share_and_the_smallest(share: float) -> None:
+    weight = torch.randn(31, 17, generator=torch.Generator().manual_seed(3))
+    pruned = prune(weight, share)
+    gone = pruned == 0
+    assert int(gone.sum()) == round(share * weight.numel())
+    assert torch.equal(pruned[~gone], weight[~gone])
+    if 0 < share < 1:
+        assert weight[gone].abs().max() <= weight[~gone].abs().min()
+    # among equals, too, the share is exact
+    assert int((prune(torch.ones(10, 10), share) == 0).sum()) == round(share * 100)
+
+
+def test_rounding_and_pruning_leave_their_argument_alone_and_refuse_the_impossible() -> None:
+    weight, before = matrix(), matrix()
+    quantise(weight, 4)
+    prune(weight, 0.5)
+    assert torch.equal(weight, before)
+    for bits in (1, 9):
+        with pytest.raises(UndoProbeError, match=f"bits is {bits}: expected a whole number from 2 to 8"):
+            quantise(weight, bits)
+    with pytest.raises(UndoProbeError, match=r"share is 1\.5: expected a number from 0 to 1"):
+        prune(weight, 1.5)

@@ -284,8 +284,43 @@ class DistillConfig(FitConfig):
         return self
 
 
+Recovery = Literal[
+    "mixed", "retain_only", "noised", "dose", "lora", "subspace", "block", "quantised", "pruned"
+]
+
+
+class RecoveryConfig(Section):
+    """What the attacks of ``attack.also`` try, each number an attack of its own.
+
+    ``doses`` are numbers of T's families; ``alpha`` and ``beta`` the attacker's own shrink-and-perturb before
+    ``noised``; ``ranks`` those of ``lora``, ``dimensions`` those of ``subspace``; ``bits`` and ``shares`` what
+    ``quantised`` rounds to and ``pruned`` takes away. ``threshold`` is the share of the original's accuracy on V that
+    must come back for a rank, dimension or block to count as enough.
+
+    There is no few-shot attack: a row of the arithmetic task fills the context by itself, so no example fits
+    before it.
+    """
+
+    doses: tuple[Count, ...] = (1, 5, 20, 80)
+    alpha: Share = 0.1
+    beta: Share = 0.1
+    ranks: tuple[Count, ...] = (1, 2, 4, 8, 16)
+    dimensions: tuple[Count, ...] = (4, 16, 64, 256)
+    bits: tuple[Annotated[int, Field(ge=2, le=8)], ...] = (8, 4)
+    shares: tuple[Share, ...] = (0.1, 0.3, 0.5)
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for key in ("doses", "ranks", "dimensions", "bits", "shares"):
+            _refuse_twice(f"attack.recovery.{key}", getattr(self, key))
+        return self
+
+
 class AttackConfig(Section):
     """Relearning on forget set T, at every rate, in float32; evaluated on V and on retain.
+
+    ``also`` names further attacks, which share rates, seeds, steps and batch size; ``recovery`` is what they try.
 
     ``utility`` is the share of its retain accuracy that an attacked model must keep to count under the
     utility limit; the grid is extended by factors of 3, ``max_extensions`` times on either side, while the best
@@ -300,12 +335,17 @@ class AttackConfig(Section):
     utility: Share = 0.9
     max_extensions: Steps = 2
     noised: bool = False
+    also: tuple[Recovery, ...] = ()
+    recovery: RecoveryConfig = RecoveryConfig()
 
     @model_validator(mode="after")
     def _steps_cover(self) -> Self:
         if not self.learning_rates:
             raise ValueError("attack.learning_rates is empty: give at least one rate")
         _refuse_twice("attack.learning_rates", self.learning_rates)
+        twice = [name for name in self.also if self.also.count(name) > 1]
+        if twice:
+            raise ValueError(f"attack.also has {twice[0]} twice: name each once")
         if self.eval_steps[:1] != (0,) or any(a >= b for a, b in pairwise(self.eval_steps)):
             raise ValueError("attack.eval_steps must start at 0 (before the attack) and rise")
         if self.eval_steps[-1] > self.steps:

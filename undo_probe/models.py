@@ -7,12 +7,13 @@ the parametrisation the model was trained in.
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from undo_probe.config import ModelConfig
@@ -34,10 +35,13 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 __all__ = [
     "HookedTransformer",
+    "as_matrix",
+    "block_matrices",
     "build",
     "clone",
     "content_hash",
     "flops_per_token",
+    "from_matrix",
     "load_model",
     "save_model",
     "to_device",
@@ -265,6 +269,32 @@ def _check_meta(meta: dict[str, Any], path: Path) -> None:
         raise UndoProbeError(
             f"{path} is damaged: its digest does not fit its content. Restore it or make the model again."
         )
+
+
+def block_matrices(model: HookedTransformer) -> list[str]:
+    """Names of the weight matrices inside the blocks: no embedding, unembedding, bias or norm."""
+    found = (name for name, _ in model.named_parameters() if name.startswith("blocks."))
+    return [name for name in found if name.rpartition(".")[2].startswith(("W_", "_W_"))]
+
+
+def as_matrix(name: str, tensor: Float[Tensor, "..."]) -> Float[Tensor, "fan_in fan_out"]:
+    """A weight as the matrix it is, input rows by output columns, with the heads side by side.
+
+    HookedTransformer keeps ``W_Q``, ``W_K`` and ``W_V`` as head x d_model x d_head, ``W_O`` as head x d_head x
+    d_model.
+    """
+    if tensor.ndim == 2:
+        return tensor
+    return tensor.flatten(0, 1) if name.endswith("W_O") else tensor.transpose(0, 1).flatten(1)
+
+
+def from_matrix(
+    name: str, matrix: Float[Tensor, "fan_in fan_out"], shape: Sequence[int]
+) -> Float[Tensor, "..."]:
+    """The inverse of :func:`as_matrix`, for a weight of this name and shape."""
+    if len(shape) == 2 or name.endswith("W_O"):
+        return matrix.reshape(tuple(shape))
+    return matrix.unflatten(1, (shape[0], shape[2])).transpose(0, 1)
 
 
 def flops_per_token(model: HookedTransformer, context: int) -> float:

@@ -1,9 +1,10 @@
-"""Noise rules: pure functions of named parameters."""
+"""What damages weights: noise by parameter name, rounding and pruning of one matrix; pure functions."""
 
 import math
 import re
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from undo_probe.config import NoiseRule
@@ -18,7 +19,7 @@ def flat_shape(name: str, tensor: Tensor) -> tuple[int, int] | None:
     ``W_O`` head x d_head x d_model) and attention biases as matrices (``b_Q`` is head x d_head).
     """
     leaf = name.rpartition(".")[2]
-    if not leaf.startswith("W_"):
+    if not leaf.startswith(("W_", "_W_")):
         return None
     if leaf in ("W_Q", "W_K", "W_V", "_W_K", "_W_V"):
         heads, d_model, d_head = tensor.shape
@@ -58,8 +59,12 @@ def damage(
         UndoProbeError: alpha outside 0..1, a layer or head that the model lacks, or one of the last two
             arguments is needed and missing.
     """
+    _check_share("alpha", alpha)
     if rule.rule == "prune":
-        changed = {name: prune(name, tensor, alpha) for name, tensor in parameters.items()}
+        changed = {
+            name: tensor.clone() if flat_shape(name, tensor) is None else prune(tensor, alpha)
+            for name, tensor in parameters.items()
+        }
     else:
         if rule.draw == "init" and init_std is None:
             raise UndoProbeError("draw is 'init', but the model does not say how its weights were drawn")
@@ -132,20 +137,6 @@ def _noise(
     return torch.rand(shape, generator=source) * (2 * bound) - bound
 
 
-def prune(name: str, tensor: Tensor, share: float) -> Tensor:
-    """A weight matrix without its ``share`` of entries of smallest size; other parameters as they are.
-
-    Exactly ``round(share * size)`` entries become zero; of equal ones the first go first.
-    """
-    _check_share("alpha", share)
-    if flat_shape(name, tensor) is None:
-        return tensor.clone()
-    pruned = tensor.flatten().clone()
-    order = pruned.abs().argsort(stable=True)
-    pruned[order[: round(share * len(order))]] = 0.0
-    return pruned.view_as(tensor)
-
-
 def touched(
     parameters: dict[str, Tensor], rule: NoiseRule, before: dict[str, Tensor] | None = None
 ) -> dict[str, Tensor | None]:
@@ -197,3 +188,36 @@ def _most_moved(parameters: dict[str, Tensor], before: dict[str, Tensor], share:
     chosen[moved.cpu().argsort(descending=True, stable=True)[: round(share * len(moved))]] = True
     parts = chosen.to(moved.device).split([tensor.numel() for tensor in parameters.values()])
     return {name: part.view_as(parameters[name]) for name, part in zip(parameters, parts, strict=True)}
+
+
+def quantise(matrix: Float[Tensor, "fan_in fan_out"], bits: int) -> Float[Tensor, "fan_in fan_out"]:
+    """Round to nearest on a symmetric grid of ``bits`` bits, one scale for each output column.
+
+    The grid is ``scale * (-m .. m)`` with ``m = 2^(bits - 1) - 1`` and ``scale`` the column's largest absolute weight
+    over m, kept in bfloat16 as stored formats keep theirs short: every product is then exact in float32, so
+    rounding twice changes nothing. The error is at most half a step.
+
+    Raises:
+        UndoProbeError: fewer than 2 or more than 8 bits.
+    """
+    if not 2 <= bits <= 8:
+        raise UndoProbeError(f"bits is {bits}: expected a whole number from 2 to 8")
+    most = 2 ** (bits - 1) - 1
+    scale = (matrix.abs().amax(dim=0) / most).bfloat16().to(matrix.dtype)
+    step = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (matrix / step).round().clamp(-most, most) * scale
+
+
+def prune(matrix: Float[Tensor, "..."], share: float) -> Float[Tensor, "..."]:
+    """The weight with the ``share`` of its entries that are smallest in absolute value set to zero.
+
+    Exactly ``round(share * entries)`` are; among equals the first go.
+
+    Raises:
+        UndoProbeError: a share outside 0..1.
+    """
+    _check_share("share", share)
+    order = matrix.abs().flatten().argsort(stable=True)
+    kept = matrix.flatten().clone()
+    kept[order[: round(share * matrix.numel())]] = 0
+    return kept.view_as(matrix)

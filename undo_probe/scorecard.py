@@ -8,7 +8,8 @@ import numpy as np
 
 from undo_probe import intervals
 from undo_probe.attacks.envelope import AttackTable
-from undo_probe.attacks.relearn import attack_tables, core_rows, write_table
+from undo_probe.attacks.record import write_table
+from undo_probe.attacks.relearn import attack_tables, core_rows
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import FolderLock, write_json
 from undo_probe.jobs import Job, OnEvent, default_workers, run_jobs, values_of
@@ -16,6 +17,7 @@ from undo_probe.measures import ItemScores, Statistic, battery
 from undo_probe.measures.battery import Measured
 from undo_probe.randomness import derive_seed
 from undo_probe.records import Arm, Reading, Scorecard
+from undo_probe.recoveries import MEASURE, intrinsic_readings, recovery_items, recovery_tables
 from undo_probe.store import Run, write_manifest
 
 ANCHOR_0, ANCHOR_1 = "oracle_matched", "original"
@@ -40,9 +42,13 @@ def score(
     with FolderLock(run.folder):
         run = Run(run.folder)  # the manifest may have grown since the caller opened it
         keys = _measure(run, workers or default_workers(), progress, backend)
-        tables = attack_tables(run)
+        tables, others = attack_tables(run), recovery_tables(run)
         measured = {
-            name: [*battery.unpack(run.store, key), *_attack_items(run, tables, name)]
+            name: [
+                *battery.unpack(run.store, key),
+                *_attack_items(run, tables, name),
+                *recovery_items(run, others, name),
+            ]
             for name, key in keys.items()
         }
         seed = derive_seed(run.config.seed, "intervals")
@@ -53,7 +59,8 @@ def score(
                 arm, measured[arm.name], measured[ANCHOR_0], measured[ANCHOR_1], run.config.score.draws, seed
             )
         ]
-        readings += _attack_statistics(run, tables, seed) + _compute_shares(run)
+        readings += _attack_statistics(run, tables, seed) + intrinsic_readings(run, tables, others, seed)
+        readings += _compute_shares(run)
         layer = run.store.entry(keys[ANCHOR_1]).extra["inner_layer"]
         headline = _headlines(run, measured, layer, seed)
         verdict = {
@@ -117,9 +124,10 @@ def arm_readings(
         if isinstance(item, Statistic):
             readings.append(_of_statistic(arm, item))
             continue
-        reading = _of_items(arm, item, draws if item.measure in NORMALISED else 0, seed)
+        normalised = item.measure in NORMALISED or item.measure.startswith(MEASURE)
+        reading = _of_items(arm, item, draws if normalised else 0, seed)
         place = _place(item)
-        if item.measure in NORMALISED and item.task_split == "forget" and place in zero and place in one:
+        if normalised and item.task_split == "forget" and place in zero and place in one:
             reading = _with_survival(reading, item, zero[place], one[place], draws, seed)
         readings.append(reading)
     return readings

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from undo_probe.records import Ledger
 Loss = Callable[[torch.nn.Module, int], Tensor]
 Row = dict[str, Any]
 Progress = Callable[..., None]
+Adapt = Callable[[HookedTransformer], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def fit(
     watch: Watch | None = None,
     cost: Cost | None = None,
     trainable: Callable[[str], bool] | None = None,
+    adapt: Adapt | None = None,
 ) -> Fit:
     """Trains a copy of ``model`` with AdamW; the argument is untouched.
 
@@ -121,13 +123,16 @@ def fit(
         watch: what to measure, when, and when to stop.
         cost: for the ledger.
         trainable: parameter name to bool; all parameters that require a gradient by default.
+        adapt: what the copy is trained through (see :mod:`undo_probe.lora`); left, and merged, before it is
+            returned.
     """
     watch = watch or Watch()
     student = to_device(clone(model), context.device)
     frozen = {name: p.requires_grad for name, p in student.named_parameters()}
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(frozen[name] and (trainable is None or trainable(name)))
-    with deterministic(context.threads), _accelerator(context) as accelerator:
+    adapted = nullcontext() if adapt is None else adapt(student)
+    with adapted, deterministic(context.threads), _accelerator(context) as accelerator:
         run = _Loop(student, settings, loss, context, watch, cost or Cost(), accelerator)
         result = run.train()
     for name, parameter in result.model.named_parameters():

@@ -239,6 +239,7 @@ def drawn(task: ArithmeticTask, mixture: str, batches: int = 40) -> list[str]:
         ("retain", "+-"),
         ("unlearn", "*/"),
         ("attack", "*/"),
+        ("attack_mixed", "+-*/"),
     ],
 )
 def test_operations_are_drawn_evenly_however_many_rows_each_has(
@@ -260,6 +261,7 @@ def test_operations_are_drawn_evenly_however_many_rows_each_has(
         ("unlearn", {"forget_T", "forget_V", "forget_D"}),
         ("distill", {"retain_train", "forget_T", "forget_V", "forget_D"}),
         ("attack", {"forget_T"}),
+        ("attack_mixed", {"forget_T", "retain_train"}),
     ],
 )
 def test_a_mixture_shows_all_rows_of_its_splits_and_no_other(mixture: str, splits: set[str]) -> None:

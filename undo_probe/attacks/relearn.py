@@ -1,8 +1,7 @@
-"""Relearning: fine-tune on some forgotten families, ask about others."""
+"""Relearning and the attacks beside it: what is trained on some forgotten families is asked about others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,68 +10,111 @@ from torch import Tensor
 
 from undo_probe import losses
 from undo_probe.attacks.envelope import AttackTable, common_edges, halves
+from undo_probe.attacks.recipes import Recipe, recipes
+from undo_probe.attacks.record import UNTRAINED, curve_rows, record
 from undo_probe.config import AttackConfig, FitConfig, RunConfig
+from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import answers_correct
-from undo_probe.files import FolderLock, read_json, write_json
+from undo_probe.files import FolderLock
 from undo_probe.jobs import Job, OnEvent, default_workers, run_jobs, values_of
-from undo_probe.models import HookedTransformer, clone, flops_per_token
-from undo_probe.randomness import derive_seed
+from undo_probe.models import HookedTransformer, clone, flops_per_token, to_device
+from undo_probe.randomness import derive_seed, deterministic
 from undo_probe.records import Arm, Curve
-from undo_probe.store import Run, Store, write_manifest
+from undo_probe.store import Run, Store
 from undo_probe.tasks import Task, build_task
 from undo_probe.training import Context, Cost, Fit, Row, Watch, fit, resolve_device
 
-VERSION = 2
+VERSION, RECOVERY_VERSION = 2, 1
 EVALUATED = {"forget": "forget_V", "retain": "retain_test"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """One attack to run: arm, rate, attack seed."""
+    """One attack to run: arm, rate (:data:`UNTRAINED` where nothing is trained), attack seed, and which attack."""
 
     arm: Arm
     key: str
     learning_rate: float
     attack_seed: int
+    attack: str = "relearn"
 
 
 def attack_once(
-    model: HookedTransformer, task: Task, config: AttackConfig, rate: float, context: Context
+    model: HookedTransformer,
+    task: Task,
+    config: AttackConfig,
+    rate: float,
+    context: Context,
+    recipe: Recipe | None = None,
 ) -> tuple[Fit, dict[str, np.ndarray]]:
-    """Fine-tunes a float32 copy on T at one rate, with constant schedule and AdamW (arXiv 2506.06278).
+    """Attacks a float32 copy at one rate, with constant schedule and AdamW (arXiv 2506.06278).
+
+    Args:
+        model: untouched.
+        task: V and held-out retain rows are evaluated.
+        config: steps, batch size, evaluation steps.
+        rate: of the training; without meaning for a recipe that trains nothing.
+        context: its seed draws batches, and whatever else the recipe draws.
+        recipe: relearning on T if none is given.
 
     Returns:
         The fit, and for ``forget`` (V) and ``retain`` the correct rows at each evaluation step, bool, shape
         (step, row). A diverged attack keeps its last evaluation for the steps it did not reach.
     """
-    settings = FitConfig(
-        steps=config.steps, batch_size=config.batch_size, learning_rate=rate, warmup=0, schedule="constant"
-    )
+    recipe = recipe or Recipe()
     seen: dict[str, dict[int, np.ndarray]] = {side: {} for side in EVALUATED}
-
-    def loss(student: torch.nn.Module, step: int) -> Tensor:
-        batch = task.batch("attack", settings.batch_size, context.seed, step)
-        tokens, mask = batch.tokens.to(context.device), batch.answer_mask.to(context.device)
-        return losses.next_token(student(tokens, return_type="logits"), tokens, mask)
 
     def measure(student: HookedTransformer, step: int) -> list[Row]:
         for side, split in EVALUATED.items():
-            seen[side][step] = answers_correct(student, task.rows(split))
+            seen[side].setdefault(step, answers_correct(student, task.rows(split)))
         return []
 
+    copy = to_device(clone(model).float(), context.device)
+    if recipe.change is not None:
+        with deterministic(context.threads):
+            measure(copy, 0)  # before anything is done to it: what the utility limit is a share of
+            recipe.change(copy, context.seed)
+    if recipe.trained:
+        done = _trained(copy, task, config, rate, context, recipe, measure)
+    else:
+        with deterministic(context.threads):
+            measure(copy, 1)
+        done = Fit(copy, stopped="the weights were changed once")
+    return done, {side: _filled(found, recipe.steps(config)) for side, found in seen.items()}
+
+
+def _trained(
+    copy: HookedTransformer,
+    task: Task,
+    config: AttackConfig,
+    rate: float,
+    context: Context,
+    recipe: Recipe,
+    measure: Callable[[HookedTransformer, int], list[Row]],
+) -> Fit:
+    settings = FitConfig(
+        steps=config.steps, batch_size=config.batch_size, learning_rate=rate, warmup=0, schedule="constant"
+    )
+    batches, adapt = recipe.draw(task, context.seed), recipe.adapt
+
+    def loss(student: torch.nn.Module, step: int) -> Tensor:
+        batch = batches(settings.batch_size, step)
+        tokens, mask = batch.tokens.to(context.device), batch.answer_mask.to(context.device)
+        return losses.next_token(student(tokens, return_type="logits"), tokens, mask)
+
     tokens = settings.batch_size * task.n_ctx
-    cost = Cost(3 * tokens * flops_per_token(model, task.n_ctx), tokens, tokens)
-    watch = Watch(measure, set(config.eval_steps).__contains__)
-    # short: it starts again after a kill rather than keeping state
-    done = fit(
-        clone(model).float(),
+    cost = Cost(3 * tokens * flops_per_token(copy, task.n_ctx), tokens, round(recipe.labelled * tokens))
+    return fit(
+        copy,
         settings,
         loss,
+        # short: it starts again after a kill rather than keeping state
         replace(context, folder=None, precision="no"),
-        watch=watch,
+        watch=Watch(measure, set(config.eval_steps).__contains__),
         cost=cost,
+        trainable=recipe.trainable,
+        adapt=None if adapt is None else lambda student: adapt(student, context.seed),
     )
-    return done, {side: _filled(found, config.eval_steps) for side, found in seen.items()}
 
 
 def _filled(found: dict[int, np.ndarray], steps: Sequence[int]) -> np.ndarray:
@@ -90,15 +132,26 @@ def attack_identity(target: Target, config: RunConfig, fingerprint: str) -> dict
         "steps": section.steps,
         "batch_size": section.batch_size,
         "eval_steps": list(section.eval_steps),
+        "learning_rate": target.learning_rate,
     }
-    return {
+    what = {
         "kind": "relearn",
         "version": VERSION,
-        "settings": {**settings, "learning_rate": target.learning_rate},
+        "settings": settings,
         "seed": derive_seed(config.seed, "attack", target.attack_seed),
         "parents": [target.key],
         "task": fingerprint,
     }
+    if target.attack == "relearn":  # as it was before there were others, so that what is stored stays valid
+        return what
+    recipe = named_recipe(config, target.attack)
+    own = {"attack": target.attack, **recipe.settings, **(settings if recipe.trained else {})}
+    return {**what, "kind": "recovery", "version": RECOVERY_VERSION, "settings": own}
+
+
+def named_recipe(config: RunConfig, name: str) -> Recipe:
+    """The recipe of one of the run's attacks."""
+    return recipes(config.attack, config.model.n_layers)[name]
 
 
 def run_attack(
@@ -111,7 +164,8 @@ def run_attack(
         task = build_task(config.task, split_seed)
         context = Context(what["seed"], resolve_device(config.device), threads=config.threads, report=report)
         model = store.model(target.key)
-        done, correct = attack_once(model, task, config.attack, target.learning_rate, context)
+        recipe = named_recipe(config, target.attack)
+        done, correct = attack_once(model, task, config.attack, target.learning_rate, context, recipe)
         if report is not None:
             report(1, 1)
         tensors = {side: torch.from_numpy(found) for side, found in correct.items()}
@@ -130,22 +184,30 @@ def attack(
 ) -> Run:
     """Attacks every arm of a run at every rate and attack seed, with the same batches.
 
-    While some arm's best rate lies at the edge of the grid, the grid grows by a factor of 3 on that side, for
-    all arms. Writes ``curves.parquet`` and the attacks' keys into the run folder; what is in the store is not
+    While some arm's best rate lies at the edge of an attack's grid, the grid grows by a factor of 3 on that side,
+    for all arms. Writes ``curves.parquet`` and the attacks' keys into the run folder; what is in the store is not
     run again. Returns the run, opened anew.
     """
-    config, rates = run.config, sorted(run.config.attack.learning_rates)
+    config, planned = run.config.attack, recipes(run.config.attack, run.config.model.n_layers)
+    for recipe in planned.values():
+        recipe.draw(run.task, 0)  # refuses a dose that T does not have before hours are spent
+    rates = {
+        name: sorted(config.learning_rates) if recipe.trained else [UNTRAINED]
+        for name, recipe in planned.items()
+    }
     with FolderLock(run.folder):
         run = Run(run.folder)  # the manifest may have grown since the caller opened it
-        while True:  # the grid grows at most max_extensions times on either side
-            targets = _targets(run, rates)
+        core = core_rows(run.task)
+        while True:  # a grid grows at most max_extensions times on either side
+            targets = [target for name in planned for target in _targets(run, name, rates[name])]
             _compute(run, targets, workers or default_workers(), progress, backend)
-            tables = attack_tables(run, targets)
-            grown = _extended(rates, tables, config.attack, core_rows(run.task))
+            tables = {name: attack_tables(run, targets, name) for name in planned}
+            grown = {name: _extended(rates[name], tables[name], config, core) for name in planned}
             if grown == rates:
                 break
             rates = grown
-        _record(run, targets, tables)
+        keys = [(target, _key(run, target)) for target in targets]
+        record(run, keys, attacked_arms(run), tables, core)
     return Run(run.folder)
 
 
@@ -169,10 +231,12 @@ def _extended(
     return grown
 
 
-def _targets(run: Run, rates: Sequence[float]) -> list[Target]:
-    seeds = range(run.config.attack.seeds)
+def _targets(run: Run, name: str, rates: Sequence[float]) -> list[Target]:
+    # what draws nothing is the same with every seed
+    drawn = named_recipe(run.config, name).trained
+    seeds = range(run.config.attack.seeds if drawn else 1)
     return [
-        Target(arm, run.keys[arm.name], rate, seed)
+        Target(arm, run.keys[arm.name], rate, seed, name)
         for arm in attacked_arms(run)
         for rate in rates
         for seed in seeds
@@ -185,7 +249,8 @@ def _compute(run: Run, targets: list[Target], workers: int, progress: OnEvent | 
     for target in targets:
         what = attack_identity(target, run.config, run.task.fingerprint)
         if Store.key(what) not in run.store:
-            name = f"attack {target.arm.name} at {target.learning_rate:g}, seed {target.attack_seed}"
+            which = "attack" if target.attack == "relearn" else f"attack {target.attack} on"
+            name = f"{which} {target.arm.name} at {target.learning_rate:g}, seed {target.attack_seed}"
             jobs.append(Job(name, run_attack, (target, what, run.config, split, folder)))
     if progress is not None:
         for job in jobs:
@@ -193,16 +258,18 @@ def _compute(run: Run, targets: list[Target], workers: int, progress: OnEvent | 
     values_of(run_jobs(jobs, workers, backend, on_event=progress, threads=run.config.threads))
 
 
-def attack_tables(run: Run, targets: Sequence[Target] | None = None) -> dict[str, AttackTable]:
-    """Arm name to all its attacks, read from the store (of a run that was attacked, by its manifest)."""
+def attack_tables(
+    run: Run, targets: Sequence[Target] | None = None, attack: str = "relearn"
+) -> dict[str, AttackTable]:
+    """Arm name to all runs of one attack, read from the store (of a run that was attacked, by its manifest)."""
     if targets is None:
-        by_name = {arm.name: arm for arm in run.arms}
-        targets = [
-            Target(by_name[a["arm"]], run.keys[a["arm"]], a["learning_rate"], a["attack_seed"])
-            for a in run.manifest["attacks"]
-        ]
+        targets = _recorded(run)
+    targets = [target for target in targets if target.attack == attack]
+    if not targets:
+        return {}
     families = run.task.rows(EVALUATED["forget"]).families
     half = halves(families, run.manifest["split_seed"])
+    steps = named_recipe(run.config, attack).steps(run.config.attack)
     tables = {}
     for name in dict.fromkeys(target.arm.name for target in targets):
         own = [target for target in targets if target.arm.name == name]
@@ -213,134 +280,80 @@ def attack_tables(run: Run, targets: Sequence[Target] | None = None) -> dict[str
             np.stack([[found[rate, seed][side].numpy() for seed in seeds] for rate in rates])
             for side in EVALUATED
         )
-        tables[name] = AttackTable(rates, run.config.attack.eval_steps, forget, retain, families, half)
+        tables[name] = AttackTable(rates, steps, forget, retain, families, half)
     return tables
+
+
+def recorded_attacks(run: Run) -> list[str]:
+    """Names of the attacks that were run, in the order of the configuration."""
+    return list(dict.fromkeys(target.attack for target in _recorded(run)))
+
+
+def _recorded(run: Run) -> list[Target]:
+    by_name = {arm.name: arm for arm in run.arms}
+    return [
+        Target(
+            by_name[a["arm"]],
+            run.keys[a["arm"]],
+            a["learning_rate"],
+            a["attack_seed"],
+            a.get("attack", "relearn"),
+        )
+        for a in run.manifest["attacks"]
+    ]
 
 
 def _key(run: Run, target: Target) -> str:
     return Store.key(attack_identity(target, run.config, run.task.fingerprint))
 
 
-def curve_rows(
-    arm: Arm, table: AttackTable, core: np.ndarray, oracle_rate: float, utility: float
-) -> list[Row]:
-    """The rows of ``curves.parquet`` for one arm: every rate, the oracle's rate, and both running maxima."""
-    rows: list[Row] = []
-
-    def add(kind: str, rate: float | None, seed: int | None, side: str, values: np.ndarray) -> None:
-        subset = "V" if side == "forget" else "all"
-        for step, value in zip(table.steps, values, strict=True):
-            rows.append(
-                {
-                    **arm.columns(),
-                    "attack": "relearn",
-                    "kind": kind,
-                    "learning_rate": rate,
-                    "attack_seed": seed,
-                    "step": step,
-                    "task_split": side,
-                    "subset": subset,
-                    "value": float(np.nanmean(value)),
-                    "n": int(np.isfinite(value).sum()),
-                }
-            )
-
-    for index, rate in enumerate(table.rates):
-        for seed in range(table.forget.shape[1]):
-            add("rate", rate, seed, "forget", table.forget[index, seed][:, core].astype(float))
-            add("rate", rate, seed, "retain", table.retain[index, seed].astype(float))
-    add("oracle_rate", oracle_rate, None, "forget", table.at_rate(oracle_rate)[:, core])
-    add("oracle_rate", oracle_rate, None, "retain", table.retain_at(oracle_rate))
-    add("cumulative_max", None, None, "forget", table.cumulative_max(core))
-    add("cumulative_max_utility", None, None, "forget", table.cumulative_max(core, utility))
-    return rows
-
-
-def _record(run: Run, targets: list[Target], tables: dict[str, AttackTable]) -> None:
-    """Writes ``curves.parquet``, the attacks' keys in ``run.json``, and their cost in ``ledger.json``."""
-    core, utility = core_rows(run.task), run.config.attack.utility
-    reference = tables.get("oracle_matched", next(iter(tables.values())))
-    oracle_rate = reference.best_rate(core)
-    rows = [row for arm in run.arms for row in run_history(run, arm)]
-    for arm in attacked_arms(run):
-        rows += curve_rows(arm, tables[arm.name], core, oracle_rate, utility)
-    write_table(rows, run.folder / "curves.parquet")
-    keys = [(target, _key(run, target)) for target in targets]
-    attacks = [
-        {"arm": t.arm.name, "learning_rate": t.learning_rate, "attack_seed": t.attack_seed, "key": key}
-        for t, key in keys
-    ]
-    write_manifest(run.folder, {**run.manifest, "attacks": attacks})
-    _extend_ledger(run, keys)
-
-
-def run_history(run: Run, arm: Arm) -> list[Row]:
-    """An arm's training history as rows of ``curves.parquet``."""
-    extra = {"attack": "", "kind": "training", "learning_rate": None, "attack_seed": None}
-    return [{**arm.columns(), **extra, **row} for row in run.entry(arm).rows]
-
-
-def _extend_ledger(run: Run, keys: list[tuple[Target, str]]) -> None:
-    ledger = [line for line in read_json(run.folder / "ledger.json") if line["stage"] != "relearned"]
-    for arm in attacked_arms(run):
-        entries = [run.store.entry(key) for target, key in keys if target.arm.name == arm.name]
-        total = sum((entry.ledger for entry in entries[1:]), entries[0].ledger)
-        stops = sorted({entry.stopped for entry in entries})
-        columns = {**arm.columns(), "stage": "relearned"}
-        columns = {name: columns[name] for name in ("stage", "method", "alpha", "variant")}
-        ledger.append(
-            {
-                "arm": f"attack on {arm.name}",
-                "label": f"{len(entries)} attacks on {arm.label}",
-                **columns,
-                **total.to_dict(),
-                "stopped": "; ".join(stops),
-            }
-        )
-    write_json(run.folder / "ledger.json", ledger)
-
-
-def write_table(rows: list[Row], path: Path) -> None:
-    """Rows as a Parquet file, written atomically."""
-    import pandas as pd
-
-    from undo_probe.files import atomic_file
-
-    with atomic_file(path) as temporary:
-        pd.DataFrame(rows).to_parquet(temporary, index=False)
-
-
 def relearn(
-    model: HookedTransformer, task: Task, config: AttackConfig | None = None, *, seed: int = 0
+    model: HookedTransformer,
+    task: Task,
+    config: AttackConfig | None = None,
+    *,
+    seed: int = 0,
+    attack: str = "relearn",
 ) -> Curve:
-    """The attack on one model: every rate and seed of ``config``, as a curve.
+    """One attack on one model: every rate and seed of ``config``, as a curve.
 
     Args:
-        model: untouched; each attack trains a copy.
+        model: untouched; each attack changes a copy.
         task: T is trained on, V and held-out retain rows are evaluated.
         config: rates, steps and evaluation steps; the defaults are the ``tiny`` preset's.
         seed: seed of the attack's batches.
+        attack: ``relearn``, or an attack that ``config.also`` asks for, for example ``lora-4``.
 
     Returns:
-        A curve whose rows are those of ``curves.parquet``, kinds ``rate`` and ``cumulative_max``.
+        A curve whose rows are those of ``curves.parquet``: kinds ``rate``, ``oracle_rate`` and
+        ``cumulative_max``, or ``single`` for an attack that trains nothing.
+
+    Raises:
+        UndoProbeError: ``config.also`` asks for no such attack.
     """
     config = config or AttackConfig()
+    planned = recipes(config, model.cfg.n_layers)
+    if attack not in planned:
+        raise UndoProbeError(
+            f"there is no attack {attack!r} here: config.also is {list(config.also)}, which gives {', '.join(planned)}"
+        )
+    recipe = planned[attack]
+    rates = tuple(config.learning_rates) if recipe.trained else (UNTRAINED,)
     found: dict[str, list[list[np.ndarray]]] = {side: [] for side in EVALUATED}
-    for rate in config.learning_rates:
+    for rate in rates:
         each: dict[str, list[np.ndarray]] = {side: [] for side in EVALUATED}
-        for number in range(config.seeds):
+        for number in range(config.seeds if recipe.trained else 1):
             context = Context(derive_seed(seed, "attack", number))
-            _, correct = attack_once(model, task, config, rate, context)
+            _, correct = attack_once(model, task, config, rate, context, recipe)
             for side in EVALUATED:
                 each[side].append(correct[side])
         for side in EVALUATED:
             found[side].append(each[side])
     families = task.rows(EVALUATED["forget"]).families
     forget, retain = (np.stack(found[side]) for side in EVALUATED)
-    table = AttackTable(
-        tuple(config.learning_rates), config.eval_steps, forget, retain, families, halves(families, seed)
-    )
-    rows = curve_rows(
-        Arm("relearned"), table, core_rows(task), table.best_rate(core_rows(task)), config.utility
-    )
-    return Curve(tuple(rows), stopped=f"{config.steps} steps at {len(config.learning_rates)} rates")
+    table = AttackTable(rates, recipe.steps(config), forget, retain, families, halves(families, seed))
+    core = core_rows(task)
+    oracle_rate = table.best_rate(core) if recipe.trained else None
+    rows = curve_rows(Arm("relearned"), table, core, oracle_rate, config.utility, attack)
+    stopped = f"{config.steps} steps at {len(rates)} rates" if recipe.trained else "nothing was trained"
+    return Curve(tuple(rows), stopped=stopped)

@@ -5,6 +5,7 @@ from undo_probe.figures.figure import CONFIG, Figure
 from undo_probe.figures.junk import junk
 from undo_probe.figures.lengths import lengths
 from undo_probe.figures.probes import probes
+from undo_probe.figures.recoveries import recoveries
 from undo_probe.figures.relearning import attacks, relearning
 from undo_probe.figures.swept import swept
 from undo_probe.figures.tradeoff import tradeoff
@@ -20,6 +21,7 @@ __all__ = [
     "junk",
     "lengths",
     "probes",
+    "recoveries",
     "relearning",
     "swept",
     "tradeoff",

@@ -62,9 +62,11 @@ class Line:
 
 
 def lines_of(curves: "pd.DataFrame", kind: str, task_split: str = "forget") -> list[Line]:
-    """The lines of one kind, in the table's order, each of at most 300 points."""
+    """The lines of one kind, in the table's order, each of at most 300 points; of attacks, relearning alone."""
     _require(curves, ("stage", "kind", "step", "task_split", "subset", "value"), "curves")
     chosen = curves.loc[(curves["kind"] == kind) & (curves["task_split"] == task_split)]
+    if "attack" in chosen:
+        chosen = chosen.loc[chosen["attack"].isin(("", "relearn"))]
     columns = [name for name in (*Arm.__dataclass_fields__, "learning_rate", "subset") if name in chosen]
     groups: dict[tuple[str, ...], list[dict[Any, Any]]] = {}
     for row in chosen.to_dict("records"):

@@ -14,6 +14,7 @@ from undo_probe.figures.look import NIGHT, STORY_VARIANTS
 from undo_probe.records import TaskWords
 from undo_probe.report import sections
 from undo_probe.report.folder import RunFiles, read_run, words_of
+from undo_probe.report.intrinsic import intrinsic_table
 from undo_probe.report.verdict import verdict
 
 LARGEST = 8 * 2**20
@@ -67,6 +68,7 @@ def render(run: RunFiles) -> str:
         diagram=sections.diagram(run.readings, words),
         shown=_figures(run, words),
         summary=sections.summary_table(run.readings),
+        enough=intrinsic_table(run.readings),
         strata=sections.strata_table(run.readings, words),
         costs=costs,
         totals=sections.total_cost(costs),
@@ -116,6 +118,7 @@ def _figures(run: RunFiles, words: TaskWords) -> dict[str, Shown]:
     makers: dict[str, Callable[[], Figure]] = {
         "relearning": lambda: figures.relearning(curves, readings),
         "attacks": lambda: figures.attacks(curves),
+        "recoveries": lambda: figures.recoveries(readings),
         "lengths": lambda: figures.lengths(run.curves, run.readings),
         "variations": lambda: figures.variations(run.readings),
         "tradeoff": lambda: figures.tradeoff(readings),

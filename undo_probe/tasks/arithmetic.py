@@ -32,6 +32,7 @@ MIXTURES: dict[str, tuple[str, ...]] = {
     "unlearn": ("forget_T", "forget_V", "forget_D"),
     "distill": ("retain_train", "forget_T", "forget_V", "forget_D"),
     "attack": ("forget_T",),
+    "attack_mixed": ("retain_train", "forget_T"),
 }
 
 

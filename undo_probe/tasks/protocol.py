@@ -103,7 +103,7 @@ class Task(Protocol):
     pretraining only), ``forget_D`` (hyper-parameters are chosen on it), ``retain_train``, ``retain_dev``
     (stop rules look at it) and ``retain_test``. Mixtures are ``pretrain`` (everything), ``retain``,
     ``matched`` (everything, with the forget answers redrawn), ``unlearn`` (T, V and D), ``distill`` (T, V, D
-    and retain) and ``attack`` (T).
+    and retain), ``attack`` (T) and ``attack_mixed`` (T and retain).
 
     Forget sets share no family with each other or with retain. ``extra_splits`` are asked for capability beside
     V, each as a stratum; ``words`` is what reports call all of this.
