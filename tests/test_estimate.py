@@ -50,6 +50,15 @@ def test_attacks_are_counted_by_arm_rate_and_seed(attacked: Run, lines: dict[str
     assert lines["attacks"].flops == pytest.approx(sum(each.flops for each in ledgers))
 
 
+def test_further_attacks_are_counted_too() -> None:
+    base, more = (
+        {line.what: line for line in estimate(preset("smoke", *words)).lines}["attacks"]
+        for words in ((), ('attack.also=["retain_only","quantised"]', "attack.recovery.bits=[4]"))
+    )
+    arms = base.models // len(preset("smoke").attack.learning_rates)
+    assert (more.models, more.steps) == (2 * base.models + arms, 2 * base.steps)
+
+
 def test_seconds_grow_with_the_steps() -> None:
     short, long = (estimate(preset("smoke", f"original.steps={steps}")) for steps in (100, 10_000))
     pair = [each.lines[0].seconds for each in (short, long)]

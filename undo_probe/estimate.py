@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from undo_probe.attacks.recipes import Recipe, recipes
 from undo_probe.attacks.relearn import attack_once
 from undo_probe.config import RunConfig
 from undo_probe.files import digest
@@ -127,19 +128,25 @@ def _stage(
 
 
 def _attacks(config: RunConfig, model: HookedTransformer, task: Task, context: Context) -> Line:
-    """The grid as it is asked for; each extension adds one rate."""
+    """Every attack on its grid as it is asked for; each extension adds one rate."""
     section = config.attack
-
-    def run(steps: int) -> Ledger:
-        short = section.model_copy(update={"steps": steps, "eval_steps": (0, steps)})
-        return attack_once(model, task, short, section.learning_rates[0], context)[0].ledger
-
     attacked = [step for step in plan(config) if step.arm.stage != "noised" or section.noised]
-    count = len(attacked) * len(section.learning_rates) * section.seeds
-    cost, look = _trial(run)
-    seconds = count * (section.steps * cost.cpu_seconds + len(section.eval_steps) * look)
-    steps = count * section.steps
-    return Line("attacks", count, steps, steps * cost.tokens, steps * cost.flops, seconds)
+    lines = []
+    for recipe in recipes(section, config.model.n_layers).values():
+        if not recipe.trained:
+            lines.append(Line("attacks", len(attacked), 0, 0, 0.0, 0.0))
+            continue
+
+        def run(steps: int, recipe: Recipe = recipe) -> Ledger:
+            short = section.model_copy(update={"steps": steps, "eval_steps": (0, steps)})
+            return attack_once(model, task, short, section.learning_rates[0], context, recipe)[0].ledger
+
+        count = len(attacked) * len(section.learning_rates) * section.seeds
+        cost, look = _trial(run)
+        seconds = count * (section.steps * cost.cpu_seconds + len(section.eval_steps) * look)
+        steps = count * section.steps
+        lines.append(Line("attacks", count, steps, steps * cost.tokens, steps * cost.flops, seconds))
+    return sum(lines[1:], lines[0])
 
 
 def _trial(run: Callable[[int], Ledger]) -> tuple[Ledger, float]:

@@ -24,7 +24,7 @@ from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS, join
 HELD_OUT = (*FORGET_SPLITS, "retain_dev", "retain_test")
 TRAINING = ("retain_train", *(f"{split}{TRAINED}" for split in FORGET_SPLITS))
 SMALL: dict[str, Any] = {"people": 40, "relations": 2, "answers": 4, "wordings": 3}
-MIXTURES = ("pretrain", "matched", "retain", "unlearn", "distill", "attack")
+MIXTURES = ("pretrain", "matched", "retain", "unlearn", "distill", "attack", "attack_mixed")
 
 
 @cache

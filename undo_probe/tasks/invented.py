@@ -163,6 +163,7 @@ def _mixtures(config: InventedConfig) -> dict[str, tuple[str, ...]]:
         "unlearn": unlearn,
         "distill": ("retain_train", *unlearn),
         "attack": (f"forget_T{TRAINED}", "forget_T"),
+        "attack_mixed": ("retain_train", f"forget_T{TRAINED}", "forget_T"),
     }
 
 
