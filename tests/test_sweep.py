@@ -410,6 +410,7 @@ def test_a_bad_file_is_one_line_and_exit_code_two(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_a_killed_sweep_goes_on_where_it_was_and_ends_like_one_that_was_not(tmp_path: Path) -> None:
     longer = ("original.steps=300", "original.batch_size=64", "distill.steps=120", "model.d_model=32")
     values = asked("attack", {"seed": [0, 1], **BETAS}, *longer)
@@ -417,12 +418,12 @@ def test_a_killed_sweep_goes_on_where_it_was_and_ends_like_one_that_was_not(tmp_
     program = "import sys; from undo_probe.cli import main; main()"
     words = ("-c", program, "sweep", str(path), "--workers", "2", "--out")
     whole = start(*words, str(tmp_path / "whole"))
-    assert whole.wait(timeout=300) == 0, whole.communicate()[1]
+    assert whole.wait(timeout=600) == 0, whole.communicate()[1]
     folder, stored = tmp_path / "killed", [0]
-    for wanted in (1, 6, 12, 24):
+    for wanted in (2, 12, 24):
         process = start(*words, str(folder))
         grown = lambda wanted=wanted: len(Store(folder / "store").keys()) >= wanted  # noqa: E731
-        assert wait_until(lambda process=process, grown=grown: grown() or process.poll() is not None, 200)
+        assert wait_until(lambda process=process, grown=grown: grown() or process.poll() is not None, 400)
         time.sleep(0.3)
         assert process.poll() is None  # the kill meets it at work
         os.kill(process.pid, signal.SIGKILL)
@@ -431,7 +432,7 @@ def test_a_killed_sweep_goes_on_where_it_was_and_ends_like_one_that_was_not(tmp_
         stored.append(len(Store(folder / "store").keys()))
     assert stored == sorted(stored)
     last = start(*words, str(folder))
-    _, said = last.communicate(timeout=300)
+    _, said = last.communicate(timeout=600)
     assert last.returncode == 0, said
     ours, theirs = (pd.read_parquet(where / "sweep.parquet") for where in (folder, tmp_path / "whole"))
     pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
