@@ -283,3 +283,12 @@ def test_rounding_and_pruning_leave_their_argument_alone_and_refuse_the_impossib
             quantise(weight, bits)
     with pytest.raises(UndoProbeError, match=r"share is 1\.5: expected a number from 0 to 1"):
         prune(weight, 1.5)
+
+
+@pytest.mark.parametrize("name", ["blocks.0.attn._W_K", "blocks.0.attn._W_V"])
+def test_keys_and_values_that_heads_share_are_noised_like_others(name: str) -> None:
+    """HookedTransformer keeps them under names of their own."""
+    weight = torch.ones(2, D_MODEL, D_HEAD)
+    assert flat_shape(name, weight) == (D_MODEL, 2 * D_HEAD)
+    noised = shrink_and_perturb({name: weight}, 0.5, 1.0, seed=0)[name]
+    assert float(noised.std()) == pytest.approx(0.5 * math.sqrt(2 / (D_MODEL + 2 * D_HEAD)), rel=0.1)
