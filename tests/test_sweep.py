@@ -192,7 +192,7 @@ def test_a_failed_cell_is_reported_the_others_finish_and_the_next_call_mends_it(
 ) -> None:
     values, folder = asked("attack", BETAS), tmp_path / "sweep"
     with monkeypatch.context() as broken:
-        break_kind(broken, "noise", lambda settings, _: settings["beta"] == 0.1)
+        break_kind(broken, "noise", lambda settings, _: settings["rule"]["beta"] == 0.1)
         made = run_sweep(values, folder, workers=1)
     assert [cell.state for cell in made.cells] == ["done", "failed"]
     (failed,) = made.failed
@@ -378,7 +378,7 @@ def test_the_command_sweeps_says_what_failed_and_resumes(
 ) -> None:
     words = (write(tmp_path, asked("distilled", BETAS)), "--out", tmp_path / "sweep", "--workers", "1")
     with monkeypatch.context() as broken:
-        break_kind(broken, "noise", lambda settings, _: settings["beta"] == 0.1)
+        break_kind(broken, "noise", lambda settings, _: settings["rule"]["beta"] == 0.1)
         assert call(monkeypatch, *words) == 1
     said = capsys.readouterr()
     assert said.out == f"1 of 2 cells done: {tmp_path / 'sweep' / 'sweep.html'}\n"
