@@ -418,7 +418,8 @@ def test_a_killed_sweep_goes_on_where_it_was_and_ends_like_one_that_was_not(tmp_
     program = "import sys; from undo_probe.cli import main; main()"
     words = ("-c", program, "sweep", str(path), "--workers", "2", "--out")
     whole = start(*words, str(tmp_path / "whole"))
-    assert whole.wait(timeout=600) == 0, whole.communicate()[1]
+    _, said = whole.communicate(timeout=600)
+    assert whole.returncode == 0, said
     folder, stored = tmp_path / "killed", [0]
     for wanted in (2, 12, 24):
         process = start(*words, str(folder))
