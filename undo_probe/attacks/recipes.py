@@ -18,8 +18,9 @@ from undo_probe.config import AttackConfig, RecoveryConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.models import HookedTransformer, as_matrix, block_matrices, from_matrix
 from undo_probe.perturb import prune, quantise, shrink_and_perturb
-from undo_probe.randomness import derive_seed, generator
+from undo_probe.randomness import derive_seed
 from undo_probe.tasks import Batch, Task, TokenSet
+from undo_probe.tasks.pool import Pool
 
 Batches = Callable[[int, int], Batch]
 """The batch of so many rows at a step."""
@@ -178,20 +179,8 @@ def _few(families: int) -> Callable[[Task, int], Batches]:
 
     def draw(task: Task, seed: int) -> Batches:
         rows = dose_rows(task, families, seed)
-        groups = [
-            torch.from_numpy(np.flatnonzero(rows.operations == op)) for op in dict.fromkeys(rows.operations)
-        ]
-        counts = torch.tensor([len(group) for group in groups])
-        starts, order = counts.cumsum(0) - counts, torch.cat(groups)
-
-        def batch(size: int, step: int) -> Batch:
-            random = generator(seed, "batch", step)
-            operation = torch.randint(len(counts), (size,), generator=random)
-            within = torch.rand(size, generator=random, dtype=torch.float64) * counts[operation]
-            row = order[starts[operation] + within.long()]
-            return Batch(rows.tokens[row], rows.answer_mask[row])
-
-        return batch
+        pool = Pool([rows], [rows.operations], list(dict.fromkeys(rows.operations)))
+        return lambda size, step: pool.batch(size, seed, step)
 
     return draw
 
