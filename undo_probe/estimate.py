@@ -96,13 +96,15 @@ def estimate(config: RunConfig) -> Estimate:
         planned[step.arm.name] = settings["fit"]["steps"]
         key = digest({"kind": step.kind, **settings, "fit": {**settings["fit"], "steps": 0, "horizon": None}})
         if key not in tried:
-            tried[key] = _trial(lambda n, s=step, g=settings: _stage(s, g, n, model, task, context))
+            tried[key] = _trial(
+                lambda n, s=step, g=settings: _stage(s, g, n, model, task, context), context.device
+            )
         name = _row(step)
         line = _line(name, tried[key], settings["fit"]["steps"], settings["fit"]["eval_every"])
         lines[name] = lines[name] + line if name in lines else line
     attacks = _attacks(config, model, task, context)
     size = sum(parameter.numel() for parameter in model.parameters())
-    return Estimate((*lines.values(), attacks), size, _peak())
+    return Estimate((*lines.values(), attacks), size, _peak(context.device))
 
 
 def _settings(step: Step, planned: dict[str, int]) -> dict[str, Any]:
@@ -142,14 +144,14 @@ def _attacks(config: RunConfig, model: HookedTransformer, task: Task, context: C
             return attack_once(model, task, short, section.learning_rates[0], context, recipe)[0].ledger
 
         count = len(attacked) * len(section.learning_rates) * section.seeds
-        cost, look = _trial(run)
+        cost, look = _trial(run, context.device)
         seconds = count * (section.steps * cost.cpu_seconds + len(section.eval_steps) * look)
         steps = count * section.steps
         lines.append(Line("attacks", count, steps, steps * cost.tokens, steps * cost.flops, seconds))
     return sum(lines[1:], lines[0])
 
 
-def _trial(run: Callable[[int], Ledger]) -> tuple[Ledger, float]:
+def _trial(run: Callable[[int], Ledger], device: str) -> tuple[Ledger, float]:
     """The cost of one step, and the seconds of one look; both trials look twice."""
     run(1)  # the first call of a kind pays for what is set up once
     short, long = run(SHORT), run(LONG)
@@ -157,17 +159,15 @@ def _trial(run: Callable[[int], Ledger]) -> tuple[Ledger, float]:
     each = Ledger(
         flops=(long.flops - short.flops) / more,
         tokens=(long.tokens - short.tokens) // more,
-        cpu_seconds=max(0.0, _time(long) - _time(short)) / more,
+        cpu_seconds=max(0.0, _time(long, device) - _time(short, device)) / more,
         steps=1,
     )
-    return each, max(0.0, _time(short) - SHORT * each.cpu_seconds) / 2
+    return each, max(0.0, _time(short, device) - SHORT * each.cpu_seconds) / 2
 
 
-def _time(ledger: Ledger) -> float:
+def _time(ledger: Ledger, device: str) -> float:
     # with one thread a process is as long as it computes; on an accelerator it waits
-    import torch
-
-    return ledger.seconds if torch.cuda.is_available() else ledger.cpu_seconds
+    return ledger.cpu_seconds if device == "cpu" else ledger.seconds
 
 
 def _line(name: str, trial: tuple[Ledger, float], steps: int, eval_every: int) -> Line:
@@ -176,13 +176,13 @@ def _line(name: str, trial: tuple[Ledger, float], steps: int, eval_every: int) -
     return Line(name, 1, steps, steps * cost.tokens, steps * cost.flops, seconds)
 
 
-def _peak() -> int:
+def _peak(device: str) -> int:
     import resource
     import sys
 
     import torch
 
-    if torch.cuda.is_available():
+    if device != "cpu":
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
