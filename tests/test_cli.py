@@ -149,6 +149,19 @@ def test_a_dry_run_says_what_it_would_cost_and_makes_nothing(call: Call, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_pruning_also_takes_what_stages_share_and_can_make_again(call: Call, folder: Path) -> None:
+    store = Run(folder).store
+    used = store.keys()
+    kept = store.shared / "teacher" / "answers.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(bytes(20_000))
+    assert call("store", "prune", folder).out == "would delete what stages share  0.02 MB\n"
+    assert kept.is_file()
+    assert call("store", "prune", folder, "--yes").out == "deleted what stages share  0.02 MB\n"
+    assert not store.shared.exists()
+    assert store.keys() == used
+
+
 # ---- what the user can get wrong
 
 
