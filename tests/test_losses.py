@@ -24,6 +24,16 @@ def test_answers_are_read_one_place_before_them(batch: tuple[Tensor, Tensor, Ten
     assert torch.equal(losses.answer_logits(logits, mask), expected)
 
 
+def test_the_last_position_of_a_row_may_be_left_out(batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    logits, tokens, mask = batch
+    for loss in (losses.next_token, losses.answer_log_probability):
+        assert torch.equal(loss(logits[:, :-1], tokens, mask), loss(logits, tokens, mask))
+    assert torch.equal(losses.uniform_target(logits[:, :-1], mask), losses.uniform_target(logits, mask))
+    without_two = logits[:, :-2]
+    with pytest.raises((IndexError, RuntimeError)):
+        losses.next_token(without_two, tokens, mask)
+
+
 def test_next_token_is_the_mean_surprise_at_answer_tokens(batch: tuple[Tensor, Tensor, Tensor]) -> None:
     logits, tokens, mask = batch
     assert float(losses.next_token(logits, tokens, mask)) == pytest.approx(

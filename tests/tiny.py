@@ -7,7 +7,7 @@ from torch import Tensor
 
 from undo_probe.config import ArithmeticConfig, FitConfig, MaxEntConfig, ModelConfig, RunConfig
 from undo_probe.evaluation import answers_correct
-from undo_probe.models import HookedTransformer, build
+from undo_probe.models import HookedTransformer, build, flops_per_token
 from undo_probe.presets import preset
 from undo_probe.stages import StageResult
 from undo_probe.stages.pretrain import pretrain
@@ -44,6 +44,12 @@ def logits(hooked: HookedTransformer, rows: Tensor) -> Tensor:
 def small_task() -> ArithmeticTask:
     """Small enough that a model of seconds knows it by heart (all but the held-out retain rows)."""
     return ArithmeticTask(ArithmeticConfig(add_max=6, mul_max=5), seed=0)
+
+
+def forward_flops(model: HookedTransformer, rows: int) -> float:
+    """What one pass over rows of :func:`small_task` costs; the last token of a row is a target only."""
+    read = small_task().n_ctx - 1
+    return rows * read * flops_per_token(model, read)
 
 
 class Watched(ArithmeticTask):

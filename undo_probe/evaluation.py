@@ -12,11 +12,12 @@ from undo_probe.tasks import Task, TokenSet
 
 
 def _logits(model: HookedTransformer, rows: TokenSet, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """Logits at every position but the last, which predicts nothing."""
     device = next(model.parameters()).device
     with torch.no_grad():
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
-            yield part, model(rows.tokens[part].to(device), return_type="logits").float().cpu()
+            yield part, model(rows.tokens[part, :-1].to(device), return_type="logits").float().cpu()
 
 
 def answers_correct(model: HookedTransformer, rows: TokenSet, size: int = 1024) -> np.ndarray:
@@ -30,7 +31,7 @@ def answers_correct(model: HookedTransformer, rows: TokenSet, size: int = 1024) 
     """
     correct = np.zeros(len(rows), dtype=bool)
     for part, logits in _logits(model, rows, size):
-        hit = logits[:, :-1].argmax(dim=-1) == rows.tokens[part][:, 1:]
+        hit = logits.argmax(dim=-1) == rows.tokens[part][:, 1:]
         correct[part] = (hit | ~rows.answer_mask[part][:, 1:]).all(dim=1).numpy()
     return correct
 
@@ -39,7 +40,7 @@ def answer_log_probability(model: HookedTransformer, rows: TokenSet, size: int =
     """Log-probability of each row's whole answer in nats, shape (row,)."""
     total = np.zeros(len(rows))
     for part, logits in _logits(model, rows, size):
-        log_p = logits[:, :-1].log_softmax(dim=-1)
+        log_p = logits.log_softmax(dim=-1)
         each = log_p.gather(-1, rows.tokens[part][:, 1:, None])[..., 0]
         total[part] = (each * rows.answer_mask[part][:, 1:]).sum(dim=1).numpy()
     return total

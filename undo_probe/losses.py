@@ -8,14 +8,17 @@ from torch import Tensor
 
 
 def answer_logits(
-    logits: Float[Tensor, "row pos vocab"], answer_mask: Bool[Tensor, "row pos"]
+    logits: Float[Tensor, "row read vocab"], answer_mask: Bool[Tensor, "row pos"]
 ) -> Float[Tensor, "answer vocab"]:
-    """Logits at the positions that predict an answer token: one place before it."""
-    return logits[:, :-1][answer_mask[:, 1:]]
+    """Logits (or states) at the positions that predict an answer token: one place before it.
+
+    The last position of a row predicts nothing: here and below ``logits`` may have it or not.
+    """
+    return logits[:, : answer_mask.shape[1] - 1][answer_mask[:, 1:]]
 
 
 def next_token(
-    logits: Float[Tensor, "row pos vocab"],
+    logits: Float[Tensor, "row read vocab"],
     tokens: Int[Tensor, "row pos"],
     answer_mask: Bool[Tensor, "row pos"],
 ) -> Float[Tensor, ""]:
@@ -25,7 +28,7 @@ def next_token(
 
 
 def uniform_target(
-    logits: Float[Tensor, "row pos vocab"], answer_mask: Bool[Tensor, "row pos"]
+    logits: Float[Tensor, "row read vocab"], answer_mask: Bool[Tensor, "row pos"]
 ) -> Float[Tensor, ""]:
     """KL(uniform || model) in nats, averaged over answer tokens.
 
@@ -37,12 +40,13 @@ def uniform_target(
 
 
 def answer_log_probability(
-    logits: Float[Tensor, "row pos vocab"],
+    logits: Float[Tensor, "row read vocab"],
     tokens: Int[Tensor, "row pos"],
     answer_mask: Bool[Tensor, "row pos"],
 ) -> Float[Tensor, " row"]:
     """Log-probability of each row's whole answer in nats."""
-    chosen = logits[:, :-1].log_softmax(dim=-1).gather(-1, tokens[:, 1:, None])[..., 0]
+    log_p = logits[:, : tokens.shape[1] - 1].log_softmax(dim=-1)
+    chosen = log_p.gather(-1, tokens[:, 1:, None])[..., 0]
     return (chosen * answer_mask[:, 1:]).sum(dim=1)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from undo_probe.config import FitConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import atomic_folder, digest, read_json, sweep, write_json
-from undo_probe.models import HookedTransformer, clone, load_tensors, save_tensors, to_device
+from undo_probe.models import HookedTransformer, clone, flops_per_token, load_tensors, save_tensors, to_device
 from undo_probe.randomness import deterministic
 from undo_probe.records import Ledger
 
@@ -50,6 +50,24 @@ class Cost:
     flops: float = 0.0
     tokens: int = 0
     labelled_tokens: int = 0
+
+
+def step_cost(
+    model: HookedTransformer, rows: int, n_ctx: int, passes: float, *, labelled: float = 0.0, read: int = 0
+) -> Cost:
+    """The cost of a step over ``rows`` rows of ``n_ctx`` tokens.
+
+    Args:
+        model: what reads them.
+        rows: in all micro-batches of the step.
+        n_ctx: tokens of a row.
+        passes: forward passes over these rows; a backward pass counts as two.
+        labelled: share of the rows that are labelled forget rows.
+        read: positions of a row that the model computes; all but the last unless given.
+    """
+    read = read or n_ctx - 1
+    tokens = rows * n_ctx
+    return Cost(passes * rows * read * flops_per_token(model, read), tokens, round(labelled * tokens))
 
 
 @dataclass(frozen=True)

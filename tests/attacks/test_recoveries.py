@@ -221,7 +221,7 @@ def test_a_relearning_attack_has_the_key_it_had_before_there_were_others() -> No
     what = attack_identity(Target(Arm("original"), "parent", 1e-3, 1), preset("tiny"), "task")
     assert what == {
         "kind": "relearn",
-        "version": 2,
+        "version": 3,
         "settings": {
             "steps": 200,
             "batch_size": 64,

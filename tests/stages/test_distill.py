@@ -9,7 +9,7 @@ import torch
 from undo_probe import losses
 from undo_probe.activations import residual_streams
 from undo_probe.config import DistillConfig, NoiseRule
-from undo_probe.models import HookedTransformer, content_hash, flops_per_token
+from undo_probe.models import HookedTransformer, content_hash
 from undo_probe.stages import StageResult
 from undo_probe.stages.distill import distill
 from undo_probe.stages.noise import noise
@@ -109,9 +109,8 @@ def test_the_stop_rule_is_retain_accuracy_within_the_tolerance_of_the_teacher() 
 
 
 def test_a_step_costs_the_student_three_forwards_and_the_teacher_one(undo: StageResult) -> None:
-    tokens = 120 * 64 * TASK.n_ctx
-    assert undo.ledger.tokens == tokens
-    assert undo.ledger.flops == pytest.approx(4 * tokens * flops_per_token(tiny.knowing(), TASK.n_ctx))
+    assert undo.ledger.tokens == 120 * 64 * TASK.n_ctx
+    assert undo.ledger.flops == pytest.approx(4 * tiny.forward_flops(tiny.knowing(), 120 * 64))
 
 
 def test_in_chunks_over_the_vocabulary_the_student_becomes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import pytest
 import tiny
 
 from undo_probe.config import FitConfig
-from undo_probe.models import content_hash, flops_per_token
+from undo_probe.models import content_hash
 from undo_probe.stages import StageResult
 from undo_probe.stages.pretrain import accuracy_rows, fresh, pretrain
 from undo_probe.training import Context
@@ -62,8 +62,8 @@ def test_the_history_has_every_operation_at_every_look(oracle: StageResult) -> N
 
 
 def test_the_ledger_is_six_flops_a_parameter_and_token(oracle: StageResult) -> None:
-    tokens = QUICK.steps * QUICK.batch_size * TASK.n_ctx
-    assert oracle.ledger.tokens == tokens
+    rows = QUICK.steps * QUICK.batch_size
+    assert oracle.ledger.tokens == rows * TASK.n_ctx
     # forward once, backward twice
-    assert oracle.ledger.flops == pytest.approx(3 * tokens * flops_per_token(oracle.model, TASK.n_ctx))
+    assert oracle.ledger.flops == pytest.approx(3 * tiny.forward_flops(oracle.model, rows))
     assert oracle.ledger.labelled_tokens == 0

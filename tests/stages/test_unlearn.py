@@ -108,16 +108,22 @@ def test_output_methods_pay_for_two_batches_and_label_one(taught: dict[str, Stag
     rows = 60 * 48
     assert ledger.labelled_tokens == rows * TASK.n_ctx
     assert ledger.tokens == 2 * rows * TASK.n_ctx
-    assert ledger.flops == pytest.approx(6 * rows * TASK.n_ctx * flops_per_token(tiny.knowing(), TASK.n_ctx))
+    assert ledger.flops == pytest.approx(6 * tiny.forward_flops(tiny.knowing(), rows))
 
 
 @pytest.mark.parametrize(("method", "passes"), [("npo", 7), ("undial", 7), ("simnpo", 6), ("sam", 12)])
 def test_frozen_forwards_and_second_gradients_are_paid_for(
     method: str, passes: int, taught: dict[str, StageResult]
 ) -> None:
-    tokens = 60 * 48 * TASK.n_ctx
-    expected = passes * tokens * flops_per_token(tiny.knowing(), TASK.n_ctx)
-    assert taught[method].ledger.flops == pytest.approx(expected)
+    assert taught[method].ledger.flops == pytest.approx(passes * tiny.forward_flops(tiny.knowing(), 60 * 48))
+
+
+def test_rmu_pays_for_whole_rows_up_to_its_block_and_for_the_frozen_retain_states(
+    taught: dict[str, StageResult],
+) -> None:
+    one_side = 80 * 32 * TASK.n_ctx * flops_per_token(tiny.knowing(), TASK.n_ctx)
+    one_block = 1 / tiny.SHAPE.n_layers
+    assert taught["rmu"].ledger.flops == pytest.approx(7 * one_side * one_block)
 
 
 def test_repnoise_draws_the_forget_states_of_the_mlps_toward_noise_and_leaves_no_hook(

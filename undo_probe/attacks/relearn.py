@@ -17,14 +17,14 @@ from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import answers_correct
 from undo_probe.files import FolderLock
 from undo_probe.jobs import Job, OnEvent, default_workers, run_jobs, values_of
-from undo_probe.models import HookedTransformer, clone, flops_per_token, to_device
+from undo_probe.models import HookedTransformer, clone, to_device
 from undo_probe.randomness import derive_seed, deterministic
 from undo_probe.records import Arm, Curve
 from undo_probe.store import Run, Store
 from undo_probe.tasks import Task, build_task
-from undo_probe.training import Context, Cost, Fit, Row, Watch, fit, resolve_device
+from undo_probe.training import Context, Fit, Row, Watch, fit, resolve_device, step_cost
 
-VERSION, RECOVERY_VERSION = 2, 1
+VERSION, RECOVERY_VERSION = 3, 2
 EVALUATED = {"forget": "forget_V", "retain": "retain_test"}
 
 
@@ -100,10 +100,9 @@ def _trained(
     def loss(student: torch.nn.Module, step: int) -> Tensor:
         batch = batches(settings.batch_size, step)
         tokens, mask = batch.tokens.to(context.device), batch.answer_mask.to(context.device)
-        return losses.next_token(student(tokens, return_type="logits"), tokens, mask)
+        return losses.next_token(student(tokens[:, :-1], return_type="logits"), tokens, mask)
 
-    tokens = settings.batch_size * task.n_ctx
-    cost = Cost(3 * tokens * flops_per_token(copy, task.n_ctx), tokens, round(recipe.labelled * tokens))
+    cost = step_cost(copy, settings.batch_size, task.n_ctx, passes=3, labelled=recipe.labelled)
     return fit(
         copy,
         settings,

@@ -21,7 +21,7 @@ from undo_probe.records import Arm
 from undo_probe.store import Run, Store
 from undo_probe.tasks import Task, build_task
 
-VERSION = 1
+VERSION = 2
 Measured = ItemScores | Statistic
 
 

@@ -10,14 +10,14 @@ from torch import Tensor
 from undo_probe import losses
 from undo_probe.activations import capture
 from undo_probe.config import DistillConfig
-from undo_probe.models import HookedTransformer, clone, flops_per_token, to_device
+from undo_probe.models import HookedTransformer, clone, to_device
 from undo_probe.stages import StageResult
 from undo_probe.stages.pretrain import accuracy_rows
 from undo_probe.stages.teacher import TopKTeacher
 from undo_probe.tasks import Task
-from undo_probe.training import Context, Cost, Loss, Row, Watch, fit
+from undo_probe.training import Context, Loss, Row, Watch, fit, step_cost
 
-VERSION = 2
+VERSION = 3
 CHUNKED_FROM = 8192
 """Vocabulary from which the logits of a whole batch are never held at once; below it there is nothing to save."""
 
@@ -37,9 +37,8 @@ def distill(
     cap. With ``stop = "never"`` all steps are done. Other settings: :class:`undo_probe.config.DistillConfig`.
     """
     frozen = to_device(clone(teacher).eval(), context.device)
-    tokens = settings.batch_size * task.n_ctx * settings.accumulate
     # one teacher forward beside the student's forward and backward, also where it was found on disk
-    cost = Cost(4 * tokens * flops_per_token(student, task.n_ctx), tokens)
+    cost = step_cost(student, settings.batch_size * settings.accumulate, task.n_ctx, passes=4)
     watch = Watch(
         lambda model, step: accuracy_rows(model, task),
         lambda step: step % settings.eval_every == 0,
@@ -95,7 +94,8 @@ def _objective(
 
     def loss(model: torch.nn.Module, step: int) -> Tensor:
         batch = task.batch(mixture, settings.batch_size, context.seed, step)
-        tokens, mask = batch.tokens.to(context.device), batch.answer_mask.to(context.device)
+        # the last token of a row is a target only: nothing reads it
+        tokens, mask = batch.tokens[:, :-1].to(context.device), batch.answer_mask.to(context.device)
         if not settings.activations:
             return outputs(model, tokens, mask, step)
         theirs: dict[str, Tensor] = {}

@@ -3,12 +3,12 @@
 from undo_probe import losses
 from undo_probe.config import FitConfig, ModelConfig
 from undo_probe.evaluation import answers_correct, by_operation
-from undo_probe.models import HookedTransformer, build, flops_per_token
+from undo_probe.models import HookedTransformer, build
 from undo_probe.stages import StageResult
 from undo_probe.tasks import Task
-from undo_probe.training import Context, Cost, Row, Watch, fit
+from undo_probe.training import Context, Row, Watch, fit, step_cost
 
-VERSION = 2
+VERSION = 3
 WATCHED = ("retain_dev", "forget_D")
 
 
@@ -32,10 +32,9 @@ def pretrain(
     def loss(model, step):
         batch = task.batch(mixture, settings.batch_size, context.seed, step)
         tokens, mask = batch.tokens.to(context.device), batch.answer_mask.to(context.device)
-        return losses.next_token(model(tokens, return_type="logits"), tokens, mask)
+        return losses.next_token(model(tokens[:, :-1], return_type="logits"), tokens, mask)
 
-    tokens = settings.batch_size * task.n_ctx * settings.accumulate
-    cost = Cost(flops=3 * tokens * flops_per_token(start, task.n_ctx), tokens=tokens)
+    cost = step_cost(start, settings.batch_size * settings.accumulate, task.n_ctx, passes=3)
     watch = Watch(
         lambda model, step: accuracy_rows(model, task), lambda step: step % settings.eval_every == 0
     )

@@ -34,7 +34,7 @@ class TopKTeacher:
         self.teacher, self.task, self.mixture, self.context = teacher, task, mixture, context
         self.k, self.size = min(settings.top_k or 0, teacher.cfg.d_vocab), settings.batch_size
         what = {
-            "version": 1,
+            "version": 2,
             "teacher": content_hash(teacher),
             "task": task.fingerprint,
             "batches": [mixture, self.size, context.seed],
@@ -56,7 +56,7 @@ class TopKTeacher:
     def _ask(self, step: int) -> TopK:
         batch = self.task.batch(self.mixture, self.size, self.context.seed, step)
         with torch.no_grad():
-            logits = self.teacher(batch.tokens.to(self.context.device), return_type="logits")
+            logits = self.teacher(batch.tokens[:, :-1].to(self.context.device), return_type="logits")
             chosen = losses.answer_logits(logits, batch.answer_mask.to(self.context.device))
             values, tokens = chosen.float().log_softmax(dim=-1).topk(self.k, dim=-1)
         return values, tokens

@@ -16,7 +16,7 @@ from undo_probe.training import Context
 
 __all__ = ["METHODS", "STARTS_FROM", "VERSION", "Unlearner"]
 
-VERSION = 2
+VERSION = 3
 # the third argument is the method's own section of the configuration
 Unlearner = Callable[[HookedTransformer, Task, Any, Context], StageResult]
 METHODS: dict[str, Unlearner] = {

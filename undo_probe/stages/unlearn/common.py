@@ -8,11 +8,11 @@ from torch import Tensor
 
 from undo_probe import losses
 from undo_probe.config import FitConfig
-from undo_probe.models import HookedTransformer, clone, flops_per_token, to_device
+from undo_probe.models import HookedTransformer, clone, to_device
 from undo_probe.stages import StageResult
 from undo_probe.stages.pretrain import accuracy_rows
 from undo_probe.tasks import Batch, Task
-from undo_probe.training import Context, Cost, Loss, Watch, fit
+from undo_probe.training import Context, Loss, Watch, fit, step_cost
 
 ForgetLoss = Callable[[Tensor, Batch], Tensor]
 
@@ -26,25 +26,15 @@ def two_batches(task: Task, settings: FitConfig, context: Context, step: int) ->
     return pair[0], pair[1]
 
 
-def step_cost(
-    model: HookedTransformer, task: Task, settings: FitConfig, teacher_forwards: float = 0.0
-) -> Cost:
-    """Cost of a step over one forget and one retain batch; ``teacher_forwards`` in batches of rows."""
-    tokens = settings.batch_size * task.n_ctx * settings.accumulate
-    per_token = flops_per_token(model, task.n_ctx)
-    passes = (6 + teacher_forwards) * (2 if settings.sharpness else 1)
-    return Cost(passes * tokens * per_token, 2 * tokens, tokens)
-
-
 def frozen_logits(
     model: HookedTransformer, context: Context
-) -> Callable[[Int[Tensor, "row pos"]], Float[Tensor, "row pos vocab"]]:
-    """What the model says before it is trained, as a function of tokens."""
+) -> Callable[[Int[Tensor, "row pos"]], Float[Tensor, "row read vocab"]]:
+    """What the model says before it is trained, as a function of tokens, of which the last predicts nothing."""
     before = to_device(clone(model).eval(), context.device)
 
     def logits(tokens: Tensor) -> Tensor:
         with torch.no_grad():
-            return before(tokens, return_type="logits")
+            return before(tokens[:, :-1], return_type="logits")
 
     return logits
 
@@ -62,7 +52,7 @@ def forget_and_retain(
 
     def loss(student: torch.nn.Module, step: int) -> Tensor:
         forget, retain = two_batches(task, settings, context, step)
-        logits = student(torch.cat([forget.tokens, retain.tokens]), return_type="logits")
+        logits = student(torch.cat([forget.tokens, retain.tokens])[:, :-1], return_type="logits")
         on_forget, on_retain = logits.split([len(forget.tokens), len(retain.tokens)])
         kept = losses.next_token(on_retain, retain.tokens, retain.answer_mask)
         return forget_loss(on_forget, forget) + retain_weight * kept
@@ -78,11 +68,19 @@ def run(
     loss: Loss,
     trainable: Callable[[str], bool] | None = None,
     teacher_forwards: float = 0.0,
+    depth: float = 1.0,
+    read: int = 0,
 ) -> StageResult:
-    """Trains with the shared history and ledger of unlearning stages."""
+    """Trains with the shared history and ledger of unlearning stages.
+
+    For the ledger: ``teacher_forwards`` in batches of one side, ``depth`` as the share of the model that is run,
+    ``read`` as in :func:`undo_probe.training.step_cost`.
+    """
     watch = Watch(
         lambda student, step: accuracy_rows(student, task), lambda step: step % settings.eval_every == 0
     )
-    cost = step_cost(model, task, settings, teacher_forwards)
+    passes = (6 + teacher_forwards) / 2 * (2 if settings.sharpness else 1) * depth
+    rows = 2 * settings.batch_size * settings.accumulate  # half of them forget rows
+    cost = step_cost(model, rows, task.n_ctx, passes, labelled=0.5, read=read)
     done = fit(model, settings, loss, context, watch=watch, cost=cost, trainable=trainable)
     return StageResult(done.model, rows=done.rows, ledger=done.ledger, stopped=done.stopped)

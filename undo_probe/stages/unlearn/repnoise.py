@@ -33,19 +33,19 @@ def repnoise(model: HookedTransformer, task: Task, settings: RepNoiseConfig, con
         forget, retain = two_batches(task, settings, context, step)
         states: dict[str, Tensor] = {}
         with capture(student, [*mlp, *stream], states):
-            student(forget.tokens, return_type="logits")
+            student(forget.tokens[:, :-1], return_type="logits")
         inner: Any = getattr(student, "module", student)  # what a wrapper for several devices holds
         here = forget.answer_mask[:, 1:]
         draw = generator(context.seed, "repnoise", step)
         distances, surprise = [], []
         for held, after in zip(mlp, stream, strict=True):
-            own = states[held][:, :-1][here]
+            own = states[held][here]
             noise = torch.randn(own.shape, generator=draw).to(own)
             distances.append(losses.mmd(own, noise))
             read = inner.unembed(inner.ln_final(states[after]))
             surprise.append(losses.next_token(read, forget.tokens, forget.answer_mask))
         kept = losses.next_token(
-            student(retain.tokens, return_type="logits"), retain.tokens, retain.answer_mask
+            student(retain.tokens[:, :-1], return_type="logits"), retain.tokens, retain.answer_mask
         )
         climbed = torch.log1p(torch.stack(surprise).mean())
         return (

@@ -8,7 +8,7 @@ from undo_probe import losses
 from undo_probe.activations import capture
 from undo_probe.config import RMUConfig
 from undo_probe.errors import UndoProbeError
-from undo_probe.models import HookedTransformer, clone, flops_per_token, to_device
+from undo_probe.models import HookedTransformer, clone, to_device
 from undo_probe.randomness import generator
 from undo_probe.stages import StageResult
 from undo_probe.stages.unlearn.common import run, two_batches
@@ -59,11 +59,14 @@ def rmu(model: HookedTransformer, task: Task, settings: RMUConfig, context: Cont
             settings.retain_weight,
         )
 
-    result = run(model, task, settings, context, loss, trainable=names.__contains__)
+    result = run(
+        model, task, settings, context, loss,
+        trainable=names.__contains__,
+        teacher_forwards=1,
+        depth=(settings.layer + 1) / model.cfg.n_layers,  # nothing after the block is computed
+        read=task.n_ctx,
+    )  # fmt: skip
     result.tensors["control_vector"] = vector
-    share = (settings.layer + 1) / model.cfg.n_layers  # nothing after the block is computed
-    extra = 1 * settings.batch_size * task.n_ctx * flops_per_token(model, task.n_ctx) * result.ledger.steps
-    result.ledger = result.ledger.replace(flops=(result.ledger.flops + extra) * share)
     return result
 
 
