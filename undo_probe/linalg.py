@@ -257,9 +257,15 @@ def _hsic_without(x: Tensor, y: Tensor, member: Tensor) -> Tensor:
     def grouped(values: Tensor) -> Tensor:
         return torch.zeros(count, *values.shape[1:], dtype=values.dtype).index_add_(0, member, values)
 
+    # |C - C_g|^2 of the cross products C = X'Y, multiplied out: no group needs a matrix of its own
     cross = x.T @ y
-    cross_of = grouped((x[:, :, None] * y[:, None, :]).flatten(1))
-    trace = (cross.flatten() - cross_of).square().sum(1)
+    sizes = torch.bincount(member, minlength=count).tolist()
+    order = member.argsort()
+    within = [
+        ((a @ a.T) * (b @ b.T)).sum()
+        for a, b in zip(x[order].split(sizes), y[order].split(sizes), strict=True)
+    ]
+    trace = cross.square().sum() - 2 * grouped(((x @ cross) * y).sum(1)) + torch.stack(within)
     own_x, own_y = x.square().sum(1), y.square().sum(1)
     trace = trace - ((own_x * own_y).sum() - grouped(own_x * own_y))
     keep = torch.ones(len(x), count, dtype=x.dtype)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,13 @@ def _capability(subject: Subject) -> Sequence[Measured]:
     return capability(subject.model, subject.task)
 
 
+# a worker measures several arms of one task: what does not depend on the model is made once
+_context = lru_cache(maxsize=1)(context_fits)
+
+
 def _probes(subject: Subject) -> Sequence[Measured]:
-    return probe_measures(subject.model, subject.task, subject.config.score.probes, subject.seed)
+    task, config = subject.task, subject.config.score.probes
+    return probe_measures(subject.model, task, config, subject.seed, _context(task, config, subject.seed))
 
 
 def _drift(subject: Subject) -> Sequence[Measured]:
