@@ -15,7 +15,7 @@ from undo_probe.measures import ItemScores, Statistic
 from undo_probe.measures.capability import capability
 from undo_probe.measures.drift import drift_measures
 from undo_probe.measures.junk_direction import junk_direction, junk_measures
-from undo_probe.measures.probes import best_inner_layer, context_fits, probe_measures
+from undo_probe.measures.probes import ProbeRows, best_inner_layer, context_fits, probe_measures
 from undo_probe.models import HookedTransformer
 from undo_probe.randomness import derive_seed
 from undo_probe.records import Arm
@@ -54,7 +54,7 @@ def _capability(subject: Subject) -> Sequence[Measured]:
 
 
 # a worker measures several arms of one task: what does not depend on the model is made once
-_context = lru_cache(maxsize=1)(context_fits)
+_context: Callable[..., dict[str, ProbeRows]] = lru_cache(maxsize=1)(context_fits)
 
 
 def _probes(subject: Subject) -> Sequence[Measured]:
