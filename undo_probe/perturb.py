@@ -9,25 +9,20 @@ from torch import Tensor
 
 from undo_probe.config import NoiseRule
 from undo_probe.errors import UndoProbeError
+from undo_probe.models import as_matrix
 from undo_probe.randomness import generator
 
 
 def flat_shape(name: str, tensor: Tensor) -> tuple[int, int] | None:
     """(fan_in, fan_out) of a weight as the matrix it is, or None for biases and norm parameters.
 
-    Decided by name: HookedTransformer stores attention matrices per head (``W_Q`` is head x d_model x d_head,
-    ``W_O`` head x d_head x d_model) and attention biases as matrices (``b_Q`` is head x d_head).
+    Decided by name: HookedTransformer stores attention matrices per head, and attention biases as matrices
+    (``b_Q`` is head x d_head).
     """
     leaf = name.rpartition(".")[2]
     if not leaf.startswith(("W_", "_W_")):
         return None
-    if leaf in ("W_Q", "W_K", "W_V", "_W_K", "_W_V"):
-        heads, d_model, d_head = tensor.shape
-        return d_model, heads * d_head
-    if leaf == "W_O":
-        heads, d_head, d_model = tensor.shape
-        return heads * d_head, d_model
-    fan_in, fan_out = tensor.shape
+    fan_in, fan_out = as_matrix(name, tensor).shape
     return fan_in, fan_out
 
 
