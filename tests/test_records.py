@@ -75,6 +75,12 @@ def test_every_arm_of_a_run_has_a_name_and_a_label_of_its_own(name: str) -> None
         (Arm("unlearned", "maxent"), "unlearned-maxent", "MaxEnt"),
         (Arm("unlearned", "rmu", variant="placebo"), "unlearned-rmu-placebo", "RMU (placebo)"),
         (Arm("noised", "maxent", 0.4), "noised-maxent-0.4", "Noised 0.4"),
+        (Arm("noised", "maxent", 0.4, variant="twin"), "noised-maxent-0.4-twin", "Noised twin 0.4"),
+        (
+            Arm("noised", "maxent", 0.4, variant="noise 2"),
+            "noised-maxent-0.4-noise 2",
+            "Noised 0.4 (noise 2)",
+        ),
         (Arm("distilled", "maxent", 0.4), "distilled-maxent-0.4", "UNDO 0.4"),
         (Arm("distilled", "maxent", 0.0), "distilled-maxent-0", "UNDO 0"),
         (Arm("distilled", "maxent", 0.4, variant="twin"), "distilled-maxent-0.4-twin", "Twin 0.4"),

@@ -69,13 +69,14 @@ class Arm(Record):
         shown = METHOD_LABELS.get(self.method, self.method)
         if self.stage == "distilled" and self.variant == "fresh":
             return "Unlearn-and-Distill"
-        if self.stage == "distilled":
-            kind = {"twin": "Twin", "placebo": "Placebo"}.get(self.variant, "UNDO")
+        if self.stage in ("distilled", "noised"):
+            control = self.variant in ("twin", "placebo")
+            if self.stage == "noised":
+                kind = f"Noised {self.variant}" if control else "Noised"
+            else:
+                kind = self.variant.capitalize() if control else "UNDO"
             name = f"{kind} {self.alpha:g}" if self.alpha is not None else kind
-            return f"{name} ({self.variant})" if kind == "UNDO" and self.variant else name
-        if self.stage == "noised":
-            kind = "Noised" if not self.variant else f"Noised {self.variant}"
-            return f"{kind} {self.alpha:g}" if self.alpha is not None else kind
+            return f"{name} ({self.variant})" if self.variant and not control else name
         if self.stage == "unlearned":
             shown = shown if self.alpha is None else f"{shown} {self.alpha:g}"
             return f"{shown} ({self.variant})" if self.variant else shown

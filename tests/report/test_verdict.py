@@ -139,6 +139,19 @@ def test_a_control_that_does_as_well_takes_the_junk_direction_its_meaning(readin
     )
 
 
+def test_a_student_above_the_oracle_is_not_said_to_be_like_it(readings: pd.DataFrame) -> None:
+    strongest = (readings["stage"] == "distilled") & (readings["alpha"] == 0.8) & (readings["variant"] == "")
+    at_end = strongest & (readings["measure"] == "relearned") & (readings["subset"] == "step 200")
+    for low, expected in ((-0.04, "it is not told apart from"), (0.04, "it lies above")):
+        changed = readings.assign(
+            survival_low=readings["survival_low"].where(~at_end, low),
+            survival_high=readings["survival_high"].where(~at_end, 0.15),
+        )
+        said = dict(verdict(changed, RUN).paragraphs)["Noised and distilled"]
+        assert f"{expected} a model that never knew the answers" in said
+        assert "a remainder of up to 15% is not excluded" in said
+
+
 def test_what_noise_alone_removes_is_not_credited_to_the_teacher(readings: pd.DataFrame) -> None:
     untouched = (readings["variant"] == "twin") & (readings["subset"] == "W")
     said = text_of(verdict(readings.assign(value=readings["value"].where(~untouched, 0.29)), RUN))

@@ -124,7 +124,9 @@ def _names(points: Points, names: dict[Arm, str], layout: dict[str, Any]) -> lis
 
     places = [((share - left) * across, (high - (r.value or 0.0)) * up) for share, r in points.values()]
     shown = [plain(names[arm]) for arm in points]
-    offsets = beside(places, [6.7 * len(name) for name in shown], [box(*point) for point in points.values()])
+    ends = [(_WIDTH, (high - at) * up - 9, _WIDTH + 120, (high - at) * up + 9) for at in (0, 1)]
+    taken = [*ends, *(box(*point) for point in points.values())]
+    offsets = beside(places, [6.7 * len(name) for name in shown], taken)
     return [
         {
             "x": share, "y": reading.value, "ax": dx, "ay": dy, "text": name, "showarrow": True, "arrowhead": 0,

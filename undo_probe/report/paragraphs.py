@@ -113,10 +113,13 @@ def removed(story: Story) -> str:
     student, reading = known[-1]
     kind = judge(reading)
     if reading.survival is not None and kind not in ("weak", "none"):
+        above = (reading.survival_low or 0.0) > 0
+        upper = f"a remainder of up to {percent(reading.survival_high)} is not excluded."
         text += f" At α = {student.alpha:g}, S = {survival_text(reading)}: " + {
             "removed": f"within {EQUAL:.2f} of a model that never knew the answers.",
-            "unclear": "it is not told apart from a model that never knew the answers, "
-            f"but a remainder of up to {percent(reading.survival_high)} is not excluded.",
+            "unclear": f"it lies above a model that never knew the answers; {upper}"
+            if above
+            else f"it is not told apart from a model that never knew the answers, but {upper}",
             "partly": f"at least {percent(reading.survival_low)} of the range is still there.",
             "hidden": "most of it still comes back.",
         }.get(kind, "")
