@@ -18,6 +18,7 @@ _MOVED = ("#F3F6FA", "#C3DDF0", "#7DB8DF", "#2C7FB8", "#083D66")  # pale: where 
 _AROUND_ONE = ("#7F3B08", "#E0923B", "#F7F5F2", "#8F86BF", "#3B1668")
 _SCORE = "undo-probe score"
 _ROW = 21
+_ROOMY = 8  # columns of which two decimals still fit on a phone
 MEASURES = {
     "relative_distance": "distance / norm of the original",
     "cosine": "cosine with the original",
@@ -41,6 +42,11 @@ def drift_layers(readings: "pd.DataFrame", words: TaskWords | None = None) -> Fi
         _layer_map(rows, arms, names, index, measure) for index, (measure, rows) in enumerate(found.items())
     ]
     layout = _map_layout(grid, len(arms))
+    tight = {
+        f"data.{index}.texttemplate": "%{z:.1f}"
+        for index, trace in enumerate(traces)
+        if trace["texttemplate"] and len(trace["z"][0]) > _ROOMY
+    }
     return Figure(
         name="drift-layers",
         title="How far the inside moved from the original",
@@ -57,7 +63,7 @@ def drift_layers(readings: "pd.DataFrame", words: TaskWords | None = None) -> Fi
             "near zero means that unlearning left the inside as it was."
         ),
         table=_layer_table(found, names),
-        narrow=grid.narrow(),
+        narrow=grid.narrow() | tight,
     )
 
 

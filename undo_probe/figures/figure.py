@@ -34,8 +34,8 @@ class Figure:
     """A plotly figure with what a reader needs to judge it.
 
     ``caption`` says what to look for and ``opposite`` what would have shown the opposite; ``table`` holds the
-    numbers drawn. ``narrow`` are layout settings by dotted name, which reports apply below a width of
-    ``wide_from`` pixels.
+    numbers drawn. ``narrow`` are layout settings by dotted name (``data.0.`` and so on
+    for a trace's), which reports apply below a width of ``wide_from`` pixels.
     """
 
     name: str

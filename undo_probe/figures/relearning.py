@@ -39,7 +39,10 @@ def relearning(curves: "pd.DataFrame", readings: "pd.DataFrame | None" = None) -
     layout["annotations"] = [heading(_SHARE), *_end_labels(lines, names)]
     bands = [_band(line) for line in lines if line.arm in main]
     drawn = [_trace(line, plain(names[line.arm]), {}, thin=line.arm not in main) for line in lines]
-    legend = {"showlegend": True, "height": _HEIGHT + 90, "margin.b": 176, **NARROW_LEGEND}
+    below = 56 + 20 * -(-len(lines) // 2)  # two names a row, all of them: nothing to scroll in a figure
+    legend = {
+        "showlegend": True, "height": _HEIGHT - 86 + below, "margin.b": below, "legend.maxheight": 1, **NARROW_LEGEND
+    }  # fmt: skip
     return Figure(
         name="relearning",
         title="What fine-tuning on other forget families brings back",

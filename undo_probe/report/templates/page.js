@@ -26,7 +26,9 @@
     const spec = specOf(box);
     const narrow = width < spec.wide_from;
     Object.assign(box.dataset, { narrow, from: spec.wide_from });
-    if (narrow) for (const [path, value] of Object.entries(spec.narrow)) put(spec.layout, path, value);
+    if (narrow) {
+      for (const [path, value] of Object.entries(spec.narrow)) put(path.startsWith("data.") ? spec : spec.layout, path, value);
+    }
     if (printing) Object.assign(spec.layout, { width: PRINTED, autosize: false });
     Plotly.react(box, spec.data, spec.layout, spec.config);
     box.dataset.drawn = width;
