@@ -4,6 +4,7 @@ Runs a preset once a seed (what is done already is loaded), then prints, with se
 before the attack, what the attack brings back, what probes read, and the pre-registered contrasts.
 
     python analyses/does_distillation_remove_the_capability.py --seeds 11 12 13 14 15 16 --out runs/seeds
+    python analyses/does_distillation_remove_the_capability.py --preset facts-tiny noise.alphas=[0.4,0.6,0.8]
 """
 
 import argparse
@@ -12,8 +13,10 @@ from pathlib import Path
 import undo_probe as up
 from undo_probe import intervals
 from undo_probe.replicates import by_seed, contrast, replicate
+from undo_probe.tasks import build_task
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("overrides", nargs="*", help="settings of the preset, section.key=value")
 parser.add_argument("--preset", default="tiny")
 parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13, 14, 15, 16])
 parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
@@ -23,20 +26,21 @@ MARGIN = 0.05
 def main() -> None:
     """Runs, then prints every table and contrast."""
     asked = parser.parse_args()
-    config = up.preset(asked.preset)
+    config = up.preset(asked.preset, *asked.overrides)
+    target = build_task(config.task, 0).probe_targets[0]
     readings = replicate(config, asked.seeds, asked.out)
     last = f"blocks.{config.model.n_layers - 1}.hook_resid_post"
-    bits = "measure == 'probe_bits' and task_split == 'forget' and subset == 'first_digit' and layer == "
-    retained = "measure == 'probe_accuracy' and task_split == 'retain' and subset == 'first_digit'"
+    bits = f"measure == 'probe_bits' and task_split == 'forget' and subset == '{target}' and layer == "
+    retained = f"measure == 'probe_accuracy' and task_split == 'retain' and subset == '{target}'"
     reached = f"measure == 'relearned' and subset == 'step {max(config.attack.eval_steps)}'"
     shown = {
         "accuracy on V before the attack": "measure == 'accuracy' and subset == 'V'",
         "retain accuracy (held-out rows)": "measure == 'accuracy' and subset == 'all'",
         "accuracy on V that the attack reaches (cumulative maximum, cross-fitted)": reached,
         "the same, retain accuracy kept": "measure == 'relearned_utility'",
-        "first answer digit on forget rows, conditional bits, inner layer": f"{bits}inner",
-        "first answer digit on forget rows, conditional bits, last layer": f"{bits}'{last}'",
-        "first answer digit on retain rows, probe accuracy, last layer": f"{retained} and layer == '{last}'",
+        f"{target} on forget rows, conditional bits, inner layer": f"{bits}inner",
+        f"{target} on forget rows, conditional bits, last layer": f"{bits}'{last}'",
+        f"{target} on retain rows, probe accuracy, last layer": f"{retained} and layer == '{last}'",
     }
     for title, query in shown.items():
         frame = by_seed(readings, query)
