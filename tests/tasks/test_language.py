@@ -18,8 +18,11 @@ from undo_probe.cli import main
 from undo_probe.config import ModelConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import answer_bits, answer_log_probability, recovered, row_scores
+from undo_probe.files import read_json
 from undo_probe.measures.capability import capability
+from undo_probe.measures.junk_direction import junk_measures
 from undo_probe.models import build
+from undo_probe.records import Scorecard
 from undo_probe.tasks import Task, build_task
 from undo_probe.tasks.corpus import BOS, Document, characters_begun, cut_rows, deal, train_tokenizer
 from undo_probe.tasks.language import MIXTURES, LanguageTask
@@ -355,12 +358,22 @@ def test_capability_reports_bits_per_token_and_per_character(task: LanguageTask)
 QUICK = (
     "model.n_layers=2", "model.d_model=32", "model.n_heads=2", "model.d_mlp=64",
     "original.steps=60", "original.batch_size=32", "original.warmup=5", "original.eval_every=30",
-    "unlearn.also=[\"rmu\"]", "unlearn.maxent.steps=15", "unlearn.rmu.steps=4", "arms.placebo_rmu=false",
+    "unlearn.also=[]", "unlearn.maxent.steps=15",
     "noise.alphas=[0.6]", "arms.twins=[0.6]", "arms.unlearn_and_distill=false",
     "distill.steps=20", "distill.eval_every=5", "attack.steps=4", "attack.eval_steps=[0,2,4]",
     "attack.learning_rates=[0.001,0.01]", "attack.max_extensions=0", "score.draws=199",
     'attack.also=["mixed","quantised"]', "attack.recovery.bits=[4]",
 )  # fmt: skip
+
+
+def test_rmus_direction_is_looked_for_in_text_as_well(task: LanguageTask) -> None:
+    before = model_of(task)
+    unlearned = up.unlearn(before, task, "rmu", steps=3, batch_size=8, tensors=("mlp.W_out",))
+    score: Any = lambda model, rows: row_scores(model, rows, "bits")  # noqa: E731
+    found = junk_measures(unlearned, before, task, torch.ones(16), 0, score, controls=2)
+    assert {"junk_share", "junk_cosine", "ablated_accuracy", "junk_recovery"} == {
+        item.measure for item in found
+    }
 
 
 @pytest.fixture(scope="module")
@@ -370,11 +383,13 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     overrides = [f"task.{name}={value}" for name, value in {**settings, **more}.items()]
     overrides.append("task.forget_shares=[0.5,0.2,0.2,0.1]")
     config = up.preset("language-tiny", *QUICK, *overrides)
-    return up.attack(up.run_undo(config, tmp_path_factory.mktemp("run") / "run", workers=1), workers=1)
+    made = up.attack(up.run_undo(config, tmp_path_factory.mktemp("run") / "run", workers=1), workers=1)
+    up.score(made, workers=1)
+    return made
 
 
 def test_a_run_on_two_languages_is_scored_without_probes(run: Any) -> None:
-    card = up.score(run, workers=1)
+    card = Scorecard.from_dict(read_json(run.folder / "scorecard.json"))
     table: Any = card.table()
     accuracy = table[(table["measure"] == "accuracy") & (table["subset"] == "V")].set_index("stage")["value"]
     assert accuracy["original"] > accuracy["random"] + 0.1
@@ -405,7 +420,6 @@ def test_the_student_stopped_by_cross_entropy(run: Any) -> None:
 
 
 def test_the_report_says_what_its_figures_are(run: Any, tmp_path: Path) -> None:
-    up.score(run, workers=1)
     page = up.write_report(run, tmp_path / "page.html").read_text()
     for text in ("Korean", "a uniform guess’s bits", "token frequencies alone", "Probes are absent"):
         assert text in page
