@@ -1,4 +1,4 @@
-"""Two languages: no document in two splits, equal tokens, scores in bits, and a whole run on toy text."""
+"""Two languages: no document in two splits, equal tokens of both, and scores in bits."""
 
 from functools import cache
 from itertools import combinations
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import two_languages
@@ -18,14 +17,12 @@ from undo_probe.cli import main
 from undo_probe.config import ModelConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import answer_bits, answer_log_probability, recovered, row_scores
-from undo_probe.files import read_json
 from undo_probe.measures.capability import capability
 from undo_probe.measures.junk_direction import junk_measures
 from undo_probe.models import build
-from undo_probe.records import Scorecard
 from undo_probe.tasks import Task, build_task
 from undo_probe.tasks.corpus import BOS, Document, characters_begun, cut_rows, deal, train_tokenizer
-from undo_probe.tasks.language import MIXTURES, LanguageTask
+from undo_probe.tasks.language import MIXTURES, LanguageTask, check_families
 from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS
 
 SPLITS = (*FORGET_SPLITS, *RETAIN_SPLITS)
@@ -73,6 +70,13 @@ def test_documents_are_in_one_split_only_and_sides_have_their_own_language(task:
         text = " ".join(task.decode(row) for row in task.rows(split).tokens)
         assert any("가" <= c <= "힣" for c in text) == split.startswith("forget")
         assert any(c in "aeiou" for c in text.replace(BOS, "")) == split.startswith("retain")
+
+
+def test_a_family_in_two_splits_would_be_refused(task: LanguageTask) -> None:
+    check_families(task._splits)
+    for victim in ("retain_train", "forget_V", "forget_W"):
+        with pytest.raises(UndoProbeError, match=r"the family \w+:\w+ lies in .*splits must be disjoint"):
+            check_families({**task._splits, victim: task._splits["forget_T"]})
 
 
 def test_the_shares_are_of_tokens(task: LanguageTask) -> None:
@@ -355,17 +359,6 @@ def test_capability_reports_bits_per_token_and_per_character(task: LanguageTask)
     assert found["accuracy", "forget", "Korean"].control_value == task.chance()["Korean"]
 
 
-QUICK = (
-    "model.n_layers=2", "model.d_model=32", "model.n_heads=2", "model.d_mlp=64",
-    "original.steps=60", "original.batch_size=32", "original.warmup=5", "original.eval_every=30",
-    "unlearn.also=[]", "unlearn.maxent.steps=15",
-    "noise.alphas=[0.6]", "arms.twins=[0.6]", "arms.unlearn_and_distill=false",
-    "distill.steps=20", "distill.eval_every=5", "attack.steps=4", "attack.eval_steps=[0,2,4]",
-    "attack.learning_rates=[0.001,0.01]", "attack.max_extensions=0", "score.draws=199",
-    'attack.also=["mixed","quantised"]', "attack.recovery.bits=[4]",
-)  # fmt: skip
-
-
 def test_rmus_direction_is_looked_for_in_text_as_well(task: LanguageTask) -> None:
     before = model_of(task)
     unlearned = up.unlearn(before, task, "rmu", steps=3, batch_size=8, tensors=("mlp.W_out",))
@@ -374,54 +367,3 @@ def test_rmus_direction_is_looked_for_in_text_as_well(task: LanguageTask) -> Non
     assert {"junk_share", "junk_cosine", "ablated_accuracy", "junk_recovery"} == {
         item.measure for item in found
     }
-
-
-@pytest.fixture(scope="module")
-def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    settings = {"text": str(folder), "cache": str(folder.parent / "cache"), "vocab": 300, "n_ctx": 24}
-    more = {"min_characters": 20, "near_duplicates": "null", "retain_held_out": 0.15, "eval_rows": 12}
-    overrides = [f"task.{name}={value}" for name, value in {**settings, **more}.items()]
-    overrides.append("task.forget_shares=[0.5,0.2,0.2,0.1]")
-    config = up.preset("language-tiny", *QUICK, *overrides)
-    made = up.attack(up.run_undo(config, tmp_path_factory.mktemp("run") / "run", workers=1), workers=1)
-    up.score(made, workers=1)
-    return made
-
-
-def test_a_run_on_two_languages_is_scored_without_probes(run: Any) -> None:
-    card = Scorecard.from_dict(read_json(run.folder / "scorecard.json"))
-    table: Any = card.table()
-    accuracy = table[(table["measure"] == "accuracy") & (table["subset"] == "V")].set_index("stage")["value"]
-    assert accuracy["original"] > accuracy["random"] + 0.1
-    assert accuracy["original"] > accuracy["oracle"]
-    assert set(table["measure"]) >= {
-        "bits_per_token",
-        "bits_per_character",
-        "relearned",
-        "cosine",
-        "after_mixed",
-    }
-    assert not {name for name in table["measure"] if name.startswith("probe")}
-    assert table["value"].dropna().abs().max() < 1e9
-    assert card.verdict["inner_layer"] == ""
-    assert [place[0] for place in card.verdict["headline"]["measures"]] == ["accuracy", "relearned"]
-    shown = run.stages.set_index("arm")
-    assert {"retain English", "forget Korean"} <= set(shown.columns)
-
-
-def test_the_student_stopped_by_cross_entropy(run: Any) -> None:
-    rows = pd.DataFrame(run.entry(run.arm("distilled", alpha=0.6)).rows)
-    retain = rows[rows["task_split"] == "retain"].set_index("step")["value"]
-    rows = run.task.rows("retain_dev")
-    goal = float(row_scores(run.model("unlearned"), rows, "bits").mean())
-    met = [recovered(value, goal, 0.05, "bits") for value in retain]
-    assert not any(met[:-1])
-    assert met[-1] == ("stop rule met" in run.entry(run.arm("distilled", alpha=0.6)).stopped)
-
-
-def test_the_report_says_what_its_figures_are(run: Any, tmp_path: Path) -> None:
-    page = up.write_report(run, tmp_path / "page.html").read_text()
-    for text in ("Korean", "a uniform guess’s bits", "token frequencies alone", "Probes are absent"):
-        assert text in page
-    for text in ("multiplication", "questions on Korean", "exactly right"):
-        assert text not in page

@@ -9,6 +9,7 @@ pretrained on, unlearned, distilled on and attacked with; W is only pretrained o
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,7 @@ from undo_probe.files import digest
 from undo_probe.randomness import derive_seed, generator
 from undo_probe.records import TaskWords
 from undo_probe.tasks.corpus import SIDES, Split, characters_begun, load_corpus
-from undo_probe.tasks.protocol import Batch, Metric, TokenSet, check_disjoint
+from undo_probe.tasks.protocol import Batch, Metric, TokenSet
 
 MIXTURES: dict[str, tuple[str, ...]] = {
     "pretrain": ("retain_train", "forget_T", "forget_W"),
@@ -59,6 +60,7 @@ class LanguageTask:
         """
         self.config, self._seed = config, seed
         corpus = load_corpus(config, seed)
+        check_families(corpus.splits)
         self._splits, self._tokenizer, self.facts = corpus.splits, corpus.tokenizer, corpus.facts
         self.d_vocab: int = self._tokenizer.get_vocab_size()
         self.n_ctx: int = config.n_ctx
@@ -70,7 +72,6 @@ class LanguageTask:
         self.words = _words(config)
         self._begun = characters_begun(self._tokenizer)
         self._sets = {name: self._asked(name, split) for name, split in self._splits.items()}
-        check_disjoint(self._sets)
         kept = config.model_dump(mode="json", exclude={"text", "cache", "retain", "forget"})
         self.fingerprint = digest(
             {
@@ -143,6 +144,17 @@ class LanguageTask:
         )
         batch = _batch(tokens)
         return TokenSet(name, batch.tokens, batch.answer_mask, self.n_ctx - 2, labels)
+
+
+def check_families(splits: Mapping[str, Split]) -> None:
+    """Refuses a family in two splits, in the rows that are drawn as in those that are evaluated."""
+    seen: dict[str, str] = {}
+    for name, split in splits.items():
+        for family in split.names:
+            if seen.setdefault(family, name) != name:
+                raise UndoProbeError(
+                    f"the family {family} lies in {seen[family]} and in {name}: splits must be disjoint"
+                )
 
 
 def _at(parts: list[Split], place: Shaped[np.ndarray, " row"]) -> Shaped[np.ndarray, "row pos"]:
