@@ -141,7 +141,25 @@ def presets(name: Annotated[str | None, typer.Argument(help="Print this preset a
         return
     for key, config in PRESETS.items():
         alphas = ", ".join(f"{alpha:g}" for alpha in config.noise.alphas)
-        typer.echo(f"{key:8} {config.model.n_layers} layers, d_model {config.model.d_model}, alphas {alphas}")
+        typer.echo(
+            f"{key:15} {config.model.n_layers} layers, d_model {config.model.d_model}, alphas {alphas}"
+        )
+
+
+@app.command()
+def text(
+    folder: Annotated[Path, typer.Argument(help="Where the text goes; made if missing.", show_default=False)],
+    debs: Annotated[
+        Path | None, typer.Option(help="A folder of .deb files to use in place of downloading.")
+    ] = None,
+) -> None:
+    """Gather English and Korean text from Debian packages, for the language presets."""
+    from undo_probe.tasks.gather import gather
+
+    gather(folder, debs, say=typer.echo)
+    typer.echo(
+        f"Their licences are in {folder / 'licences'}. Now: undo-probe run language-tiny task.text={folder}"
+    )
 
 
 @store_app.command("list")

@@ -71,7 +71,71 @@ class InventedConfig(Section):
         return self
 
 
-TASKS: dict[str, type[Section]] = {"arithmetic": ArithmeticConfig, "invented": InventedConfig}
+class TextSource(Section):
+    """Where the documents of one language come from.
+
+    ``path`` is a file, a folder or a glob below ``task.text``, of .txt, .md, .jsonl, .jsonl.gz or .parquet files; or
+    ``dataset`` names what ``datasets`` can stream, an id on its hub or a local folder, with its configuration
+    (``subset``), ``split`` and ``revision``. ``column`` holds the text in either. ``language`` is its name in reports.
+    """
+
+    language: Annotated[str, Field(pattern=r"^\w[\w ()-]{0,40}$")]
+    path: str = ""
+    dataset: str = ""
+    subset: str = ""
+    split: str = "train"
+    revision: str = ""
+    column: str = "text"
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if bool(self.path) == bool(self.dataset):
+            raise ValueError(f"the text of {self.language} needs either a path below task.text or a dataset")
+        return self
+
+
+class LanguageConfig(Section):
+    """Two languages, one to keep and one to forget, in the user's own text; nothing is shipped.
+
+    ``text`` is the user's folder. A byte-level BPE of ``vocab`` tokens is trained on as many characters of one language
+    as of the other, at most ``tokenizer_characters`` of each. Documents shorter than ``min_characters`` are left out,
+    and so are those that share at least ``near_duplicates`` of their eight-word shingles with an earlier one (null:
+    only exact copies); reading a language stops after ``max_tokens``. A row has ``n_ctx`` tokens. Shares are of
+    tokens, dealt in whole documents; at most ``eval_rows`` rows of a split are evaluated. What is prepared is kept in
+    ``cache``, by default in the user's cache folder.
+    """
+
+    name: Literal["language"] = "language"
+    text: str = ""
+    retain: TextSource = TextSource(language="English", path="english")
+    forget: TextSource = TextSource(language="Korean", path="korean")
+    vocab: Annotated[int, Field(ge=258, le=262_144)] = 2048
+    n_ctx: Annotated[int, Field(ge=8, le=8192)] = 64
+    tokenizer_characters: Count = 2_000_000
+    min_characters: Count = 100
+    near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.5
+    max_tokens: Count | None = None
+    forget_shares: tuple[Share, Share, Share, Share] = (0.65, 0.12, 0.15, 0.08)
+    retain_held_out: Annotated[float, Field(gt=0.0, le=0.45)] = 0.05
+    eval_rows: Annotated[int, Field(ge=4)] = 128
+    cache: str = ""
+
+    @model_validator(mode="after")
+    def _two_languages(self) -> Self:
+        if not sum(self.forget_shares):
+            raise ValueError("task.forget_shares are all 0: give T, V, W and D a share of the documents")
+        if self.retain.language == self.forget.language:
+            raise ValueError(
+                f"both sides are called {self.forget.language}: keep one language and forget another"
+            )
+        return self
+
+
+TASKS: dict[str, type[Section]] = {
+    "arithmetic": ArithmeticConfig,
+    "invented": InventedConfig,
+    "language": LanguageConfig,
+}
 
 
 def _task_name(section: Any) -> str:
@@ -82,7 +146,9 @@ def _task_name(section: Any) -> str:
 
 
 TaskConfig = Annotated[
-    Annotated[ArithmeticConfig, Tag("arithmetic")] | Annotated[InventedConfig, Tag("invented")],
+    Annotated[ArithmeticConfig, Tag("arithmetic")]
+    | Annotated[InventedConfig, Tag("invented")]
+    | Annotated[LanguageConfig, Tag("language")],
     Discriminator(_task_name),
 ]
 
@@ -258,10 +324,10 @@ class NoiseConfig(NoiseRule):
 class DistillConfig(FitConfig):
     """Forward KL from the teacher on all operations, until retain accuracy is back.
 
-    The stop rule is the paper's for arithmetic: mean retain accuracy within ``tolerance`` of the teacher's,
-    looked at every ``eval_every`` steps on ``retain_dev``; ``steps`` is the cap. With ``forget_tolerance`` the
-    student must also not know more than that beyond the teacher on the forget set D. ``stop = "never"`` trains for
-    ``steps`` steps whatever comes back.
+    The stop rule is the paper's: mean retain accuracy within ``tolerance`` of the teacher's, or on a task scored in
+    bits, cross-entropy within that share above the teacher's; looked at every ``eval_every`` steps on ``retain_dev``;
+    ``steps`` is the cap. With ``forget_tolerance`` the student's score on the forget set D must also not be more than
+    that above the teacher's. ``stop = "never"`` trains for ``steps`` steps whatever comes back.
 
     ``top_k`` compares only the teacher's likeliest tokens and the rest as one, and keeps them on disk for all
     students that see the same batches. ``activations`` weighs the distance between the two residual streams after

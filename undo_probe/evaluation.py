@@ -1,14 +1,18 @@
-"""Asking a model: exact match and answer probabilities, batched."""
+"""Asking a model: exact match, bits and answer probabilities, batched."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from undo_probe.models import HookedTransformer
-from undo_probe.tasks import Task, TokenSet
+from undo_probe.tasks import Metric, Task, TokenSet
+
+LOGITS = 2**24
+"""Numbers of a forward pass's logits that are held at once where a row's bits are taken."""
 
 
 def _logits(model: HookedTransformer, rows: TokenSet, size: int) -> Iterator[tuple[slice, Tensor]]:
@@ -18,6 +22,51 @@ def _logits(model: HookedTransformer, rows: TokenSet, size: int) -> Iterator[tup
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
             yield part, model(rows.tokens[part, :-1].to(device), return_type="logits").float().cpu()
+
+
+def row_scores(model: HookedTransformer, rows: TokenSet, metric: Metric) -> np.ndarray:
+    """How well the model does on each row; higher is more capable.
+
+    ``exact`` is :func:`answers_correct`, bool. ``bits`` is the share of a uniform guess's cost that the model saves,
+    ``1 - bits per token / log2(vocabulary)``: 1 for certainty, 0 for the uniform guess, below 0 for worse. It is
+    linear in cross-entropy, so that survival, robustness and every difference of two models' shares are the same
+    as in bits.
+
+    Returns:
+        Array of bool or float64, shape (row,).
+    """
+    if metric == "exact":
+        return answers_correct(model, rows)
+    tokens = rows.answer_mask[:, 1:].sum(dim=1).numpy()
+    return 1 - answer_bits(model, rows) / tokens / math.log2(model.cfg.d_vocab)
+
+
+def recovered(value: float, goal: float, tolerance: float, metric: Metric) -> bool:
+    """Whether a mean score is back at ``goal``, by the stop rules of arXiv 2506.06278.
+
+    ``exact``: less than ``tolerance`` below it. ``bits``: cross-entropy less than ``tolerance`` times the goal's
+    above it, ``(CE - CE_goal) / CE_goal < tolerance``; a score is ``1 - CE`` in units of log2(vocabulary).
+    """
+    if metric == "exact":
+        return value > goal - tolerance
+    return goal - value < tolerance * (1 - goal)
+
+
+def answer_bits(model: HookedTransformer, rows: TokenSet) -> np.ndarray:
+    """Cross-entropy of each row's whole answer in bits, float64, shape (row,)."""
+    device = next(model.parameters()).device
+    size = max(1, LOGITS // (rows.tokens.shape[1] * model.cfg.d_vocab))
+    total = np.zeros(len(rows))
+    with torch.no_grad():
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            tokens, mask = rows.tokens[part].to(device), rows.answer_mask[part, 1:].to(device)
+            logits = model(tokens[:, :-1], return_type="logits").float()
+            nats = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+            )
+            total[part] = (nats.view(mask.shape) * mask).double().sum(dim=1).cpu().numpy() / math.log(2)
+    return total
 
 
 def answers_correct(model: HookedTransformer, rows: TokenSet, size: int = 1024) -> np.ndarray:
@@ -59,12 +108,11 @@ def decode_greedily(
 
 
 def accuracy_by_operation(model: HookedTransformer, task: Task, split: str) -> dict[str, float]:
-    """Exact-match share of each operation of a split."""
+    """Mean score of each operation of a split: a share of exact matches, or of a uniform guess's bits saved."""
     rows = task.rows(split)
-    correct = answers_correct(model, rows)
-    return by_operation(correct, rows)
+    return by_operation(row_scores(model, rows, task.metric), rows)
 
 
-def by_operation(correct: Bool[np.ndarray, " row"], rows: TokenSet) -> dict[str, float]:
-    """Mean of ``correct`` for each operation, in the order of the rows' first appearance."""
+def by_operation(correct: Shaped[np.ndarray, " row"], rows: TokenSet) -> dict[str, float]:
+    """Mean of the scores for each operation, in the order of the rows' first appearance."""
     return {op: float(correct[rows.operations == op].mean()) for op in dict.fromkeys(rows.operations)}

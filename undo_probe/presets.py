@@ -19,6 +19,7 @@ from undo_probe.config import (
     FitConfig,
     GradDiffConfig,
     InventedConfig,
+    LanguageConfig,
     MaxEntConfig,
     ModelConfig,
     NoiseConfig,
@@ -29,6 +30,7 @@ from undo_probe.config import (
     UnlearnConfig,
 )
 from undo_probe.errors import UndoProbeError
+from undo_probe.published import PAPER_LANGUAGE
 
 TINY = RunConfig(name="tiny")
 # every arm of the controls, and the sweep again at other lengths and rates; an hour or more on two cores
@@ -92,7 +94,40 @@ FACTS_TINY = RunConfig(
     ),
     arms=ArmsConfig(twins=(0.4, 0.8)),
 )
-PRESETS: dict[str, RunConfig] = {"tiny": TINY, "small": SMALL, "smoke": SMOKE, "facts-tiny": FACTS_TINY}
+# a language: needs the user's text, task.text=FOLDER, which `undo-probe text FOLDER` gathers
+LANGUAGE_TINY = RunConfig(
+    name="language-tiny",
+    task=LanguageConfig(),
+    model=ModelConfig(d_model=96, d_mlp=384, normalization="RMS"),
+    original=FitConfig(
+        steps=500, batch_size=32, learning_rate=4e-3, warmup=50, weight_decay=0.1, eval_every=100
+    ),
+    unlearn=UnlearnConfig(
+        # gradient ascent is without bound and wrecks both languages when it goes on; RMU has a hundred ablations
+        also=("graddiff",),
+        maxent=MaxEntConfig(steps=60, batch_size=16, learning_rate=1e-3, retain_weight=3.0),
+        graddiff=GradDiffConfig(steps=20, batch_size=16, learning_rate=3e-4, retain_weight=3.0),
+        rmu=RMUConfig(batch_size=16),
+    ),
+    noise=NoiseConfig(alphas=(0.4, 0.8)),
+    distill=DistillConfig(steps=200, batch_size=32, learning_rate=2e-3, eval_every=10),
+    attack=AttackConfig(
+        learning_rates=(3e-4, 1e-3, 3e-3),
+        steps=40,
+        batch_size=16,
+        eval_steps=(0, 2, 5, 10, 20, 40),
+        max_extensions=1,
+    ),
+    score=ScoreConfig(draws=999),
+)
+PRESETS: dict[str, RunConfig] = {
+    "tiny": TINY,
+    "small": SMALL,
+    "smoke": SMOKE,
+    "facts-tiny": FACTS_TINY,
+    "language-tiny": LANGUAGE_TINY,
+    "paper-language": PAPER_LANGUAGE,
+}
 
 
 def preset(name: str, *overrides: str) -> RunConfig:

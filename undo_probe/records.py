@@ -108,7 +108,8 @@ class TaskWords(Record):
 
     ``forget`` and ``retain`` are phrases that can be the object of a sentence; ``read_at`` is the token at which the
     answer is read, ``read_mark`` how it is written; ``prompt`` is what the question's text gives away; ``family``
-    and ``strata_note`` are sentences. The mappings give a name for each operation, stratum and probe target.
+    and ``strata_note`` are sentences. ``scored`` says what an accuracy is where it is not a share of questions answered
+    exactly. The mappings give a name for each operation, stratum and probe target.
     """
 
     forget: str = "multiplication and division"
@@ -135,6 +136,7 @@ class TaskWords(Record):
     targets: Mapping[str, str] = field(
         default_factory=lambda: {"first_digit": "first digit", "tens": "tens digit", "units": "units digit"}
     )
+    scored: str = ""
 
 
 @dataclass(frozen=True)

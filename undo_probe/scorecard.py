@@ -11,6 +11,7 @@ from undo_probe.attacks.envelope import AttackTable
 from undo_probe.attacks.record import write_table
 from undo_probe.attacks.relearn import attack_tables, core_rows
 from undo_probe.errors import UndoProbeError
+from undo_probe.evaluation import recovered
 from undo_probe.files import FolderLock, write_json
 from undo_probe.jobs import Job, OnEvent, default_workers, run_jobs, values_of
 from undo_probe.measures import ItemScores, Statistic, battery
@@ -300,12 +301,12 @@ def _compute_shares(run: Run) -> list[Reading]:
 def _oracle_flops(run: Run, teacher: str) -> tuple[float, str]:
     """FLOPs at which the oracle first met the students' stop rule, or all of its FLOPs if it never did."""
     goal = _retain_by_step(run, teacher)
-    wanted = goal[max(goal)] - run.config.distill.tolerance
+    wanted, tolerance = goal[max(goal)], run.config.distill.tolerance
     oracle = _retain_by_step(run, "oracle")
     entry = run.store.entry(run.keys["oracle"])
     per_step = entry.ledger.flops / max(1, entry.ledger.steps)
     for step in sorted(oracle):
-        if step and oracle[step] > wanted:
+        if step and recovered(oracle[step], wanted, tolerance, run.task.metric):
             return per_step * step, f"the oracle met the stop rule at step {step}"
     return entry.ledger.flops, f"the oracle did not meet the stop rule in {entry.ledger.steps} steps"
 
@@ -322,13 +323,13 @@ def _headlines(run: Run, measured: dict[str, list[Measured]], layer: str, seed: 
     """1 - simultaneous upper bound of survival over the headline measures, for every arm that has them all.
 
     A clean model does not get 1: with few families the bound itself is wide. So it stands beside the same
-    figure of the oracle and of the original.
+    figure of the oracle and of the original. A task without probe targets has no probes among them.
     """
     last = f"step {max(run.config.attack.eval_steps)}"
     places = [
         ("accuracy", "V", None),
         ("relearned", last, None),
-        ("probe_bits", run.task.probe_targets[0], layer),
+        *(("probe_bits", target, layer) for target in run.task.probe_targets[:1]),
     ]
     found = {}
     for arm in run.arms:

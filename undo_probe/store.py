@@ -247,7 +247,8 @@ class Run:
         task = build_task(self.config.task, self.manifest["split_seed"])
         if task.fingerprint != self.manifest["task"]["fingerprint"]:
             raise UndoProbeError(
-                f"the task of {self.folder} was built by another version of undo_probe: its rows differ"
+                f"the task of {self.folder} was built by another version of undo_probe: its rows differ (or its text "
+                "has changed since)"
             )
         return task
 

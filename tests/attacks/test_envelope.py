@@ -221,3 +221,28 @@ def test_a_rate_that_was_not_run_is_refused_with_those_that_were() -> None:
         table(BY_HAND).at_rate(0.5)
     with pytest.raises(UndoProbeError, match=r"no attack was run at rate 0\.5"):
         table(BY_HAND).retain_at(0.5)
+
+
+def test_scores_that_are_numbers_are_chosen_like_right_and_wrong() -> None:
+    """Scores in bits may lie below any share: what must not be chosen is below them all."""
+    draw = np.random.default_rng(0)
+    forget = draw.normal(-5.0, 1.0, size=(3, 2, 3, 40))
+    retain = np.full((3, 2, 3, 4), 0.5)
+    retain[:, :, 1:] = 0.1  # every attack wrecks what should stay
+    retain[1, :, 1] = 0.46
+    found = table(forget, retain)
+    averaged = forget.mean(axis=1)
+    limited = found.cumulative_max(utility=0.9)
+    allowed = [averaged[rate, 0] for rate in range(3)] + [averaged[1, 1]]
+    for row in range(40):
+        assert any(np.isclose(limited[2, row], option[row]) for option in allowed)
+    assert found.best_rate() == RATES[int(averaged.mean(axis=2).max(axis=1).argmax())]
+
+
+@pytest.mark.parametrize(("gain", "side"), [(0.0, 0), (0.05, 0), (3.0, 1)])
+def test_an_edge_of_numbers_counts_only_beyond_the_spread_of_families(gain: float, side: int) -> None:
+    spread = np.random.default_rng(1).normal(size=40)
+    forget = np.broadcast_to(spread, (3, 1, 3, 40)).copy()
+    forget[1, :, 2] += 0.01
+    forget[2, :, 2] += gain
+    assert table(forget).edge() == side

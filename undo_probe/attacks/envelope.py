@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 from undo_probe.errors import UndoProbeError
 from undo_probe.randomness import derive_seed
@@ -12,25 +12,26 @@ from undo_probe.randomness import derive_seed
 
 @dataclass(frozen=True)
 class AttackTable:
-    """All attacks on one model: correct answers by rate, attack seed, evaluation step and row.
+    """All attacks on one model: scores by rate, attack seed, evaluation step and row.
 
-    ``forget`` are the rows of V, ``retain`` held-out retain rows; ``families`` is the cluster of each forget
-    row, ``half`` says into which half of V it fell (whole families).
+    Scores are right or wrong (bool), or numbers of which higher is more capable. ``forget`` are the rows of V,
+    ``retain`` held-out retain rows; ``families`` is the cluster of each forget row, ``half`` says into which half of
+    V it fell (whole families).
     """
 
     rates: tuple[float, ...]
     steps: tuple[int, ...]
-    forget: Bool[np.ndarray, "rate seed step row"]
-    retain: Bool[np.ndarray, "rate seed step retain_row"]
+    forget: Shaped[np.ndarray, "rate seed step row"]
+    retain: Shaped[np.ndarray, "rate seed step retain_row"]
     families: np.ndarray
     half: np.ndarray
 
     def at_rate(self, rate: float) -> Float[np.ndarray, "step row"]:
-        """Correctness of each forget row at one rate, averaged over attack seeds."""
+        """Score of each forget row at one rate, averaged over attack seeds."""
         return self.forget[self._index(rate)].mean(axis=0)
 
     def retain_at(self, rate: float) -> Float[np.ndarray, "step retain_row"]:
-        """Correctness of each retain row at one rate, averaged over attack seeds."""
+        """Score of each retain row at one rate, averaged over attack seeds."""
         return self.retain[self._index(rate)].mean(axis=0)
 
     def _index(self, rate: float) -> int:
@@ -41,7 +42,7 @@ class AttackTable:
         return self.rates.index(rate)
 
     def best_rate(self, keep: np.ndarray | None = None) -> float:
-        """The rate with the highest accuracy reached at any step on the forget rows that ``keep`` marks."""
+        """The rate with the highest mean score reached at any step on the forget rows that ``keep`` marks."""
         reached = self._reached(keep)
         return self.rates[int(reached.argmax())]
 
@@ -55,11 +56,22 @@ class AttackTable:
         if 0 < best < len(reached) - 1 or len(reached) < 3:
             return 0
         inside = float(reached[1:-1].max())
-        n = len(np.unique(self.families if keep is None else self.families[keep]))
-        error = float(np.sqrt(max(reached[best] * (1 - reached[best]), 0.25 / n) / n))
+        error = self._error(best, float(reached[best]), keep)
         if reached[best] <= inside + error:
             return 0
         return -1 if best == 0 else 1
+
+    def _error(self, rate: int, reached: float, keep: np.ndarray | None) -> float:
+        """Standard error of what a rate reached, families as clusters: binomial for right or wrong."""
+        families = self.families if keep is None else self.families[keep]
+        names, member = np.unique(families, return_inverse=True)
+        n = len(names)
+        if self.forget.dtype == bool:
+            return float(np.sqrt(max(reached * (1 - reached), 0.25 / n) / n))
+        rows = (self.forget if keep is None else self.forget[..., keep])[rate].mean(axis=0)
+        best = rows[int(rows.mean(axis=1).argmax())]
+        means = np.bincount(member, weights=best) / np.bincount(member)
+        return float(means.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
 
     def _reached(self, keep: np.ndarray | None) -> np.ndarray:
         rows = self.forget if keep is None else self.forget[..., keep]
@@ -70,17 +82,17 @@ class AttackTable:
     ) -> Float[np.ndarray, "step row"]:
         """What the attacker has reached by each step, without the bias of choosing on the rows reported.
 
-        For every evaluation step, rate and step so far are chosen on one half of V and the correctness there
+        For every evaluation step, rate and step so far are chosen on one half of V and the score there
         is read on the other half, and the reverse. A plain maximum over rates would favour models at which
         every rate fails, by luck alone.
 
         Args:
             keep: forget rows that take part; all by default. Others are returned as NaN.
-            utility: choices are limited to points whose retain accuracy is at least this share of what the
+            utility: choices are limited to points whose mean retain score is at least this share of what the
                 model had before the attack.
 
         Returns:
-            Correctness (averaged over attack seeds) of each row, shape (step, row).
+            Score (averaged over attack seeds) of each row, shape (step, row).
         """
         keep = np.ones(len(self.families), dtype=bool) if keep is None else keep
         average = self.forget.mean(axis=1)
@@ -88,7 +100,7 @@ class AttackTable:
         out = np.full((len(self.steps), len(self.families)), np.nan)
         for side in (0, 1):
             choose, report = keep & (self.half != side), keep & (self.half == side)
-            score = np.where(allowed, average[:, :, choose].mean(axis=2), -1.0)
+            score = np.where(allowed, average[:, :, choose].mean(axis=2), -np.inf)
             for index in range(len(self.steps)):
                 # earliest step, then lowest rate, among equals
                 so_far = score[:, : index + 1].T

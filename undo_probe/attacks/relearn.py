@@ -14,7 +14,7 @@ from undo_probe.attacks.recipes import Recipe, recipes
 from undo_probe.attacks.record import UNTRAINED, curve_rows, record
 from undo_probe.config import AttackConfig, FitConfig, RunConfig
 from undo_probe.errors import UndoProbeError
-from undo_probe.evaluation import answers_correct
+from undo_probe.evaluation import row_scores
 from undo_probe.files import FolderLock
 from undo_probe.jobs import Job, OnEvent, default_workers, run_jobs, values_of
 from undo_probe.models import HookedTransformer, clone, to_device
@@ -58,15 +58,16 @@ def attack_once(
         recipe: relearning on T if none is given.
 
     Returns:
-        The fit, and for ``forget`` (V) and ``retain`` the correct rows at each evaluation step, bool, shape
-        (step, row). A diverged attack keeps its last evaluation for the steps it did not reach.
+        The fit, and for ``forget`` (V) and ``retain`` the score of each row at each evaluation step, shape
+        (step, row), bool where rows are right or wrong. A diverged attack keeps its last evaluation for the steps
+        it did not reach.
     """
     recipe = recipe or Recipe()
     seen: dict[str, dict[int, np.ndarray]] = {side: {} for side in EVALUATED}
 
     def measure(student: HookedTransformer, step: int) -> list[Row]:
         for side, split in EVALUATED.items():
-            seen[side].setdefault(step, answers_correct(student, task.rows(split)))
+            seen[side].setdefault(step, row_scores(student, task.rows(split), task.metric))
         return []
 
     copy = to_device(clone(model).float(), context.device)

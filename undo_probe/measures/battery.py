@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from undo_probe.config import RunConfig
-from undo_probe.evaluation import answers_correct
+from undo_probe.evaluation import row_scores
 from undo_probe.measures import ItemScores, Statistic
 from undo_probe.measures.capability import capability
 from undo_probe.measures.drift import drift_measures
@@ -58,7 +58,10 @@ _context: Callable[..., dict[str, ProbeRows]] = lru_cache(maxsize=1)(context_fit
 
 
 def _probes(subject: Subject) -> Sequence[Measured]:
+    """Nothing where the task has no labels to be read from states."""
     task, config = subject.task, subject.config.score.probes
+    if not task.probe_targets:
+        return []
     return probe_measures(subject.model, task, config, subject.seed, _context(task, config, subject.seed))
 
 
@@ -82,7 +85,7 @@ def _junk(subject: Subject) -> Sequence[Measured]:
         layer,
         controls=subject.config.score.junk_controls,
         seed=subject.seed,
-        accuracy=answers_correct,
+        accuracy=lambda model, rows: row_scores(model, rows, subject.task.metric),
         placebo_direction=placebo,
     )
 
@@ -97,7 +100,9 @@ MEASURES: dict[str, Callable[[Subject], Sequence[Measured]]] = {
 
 
 def inner_layer(subject: Subject) -> str:
-    """The layer before the last at which probes of this model read most, chosen on D."""
+    """The layer before the last at which probes of this model read most, chosen on D; empty where none read."""
+    if not subject.task.probe_targets:
+        return ""
     fits = context_fits(subject.task, subject.config.score.probes, subject.seed, development=True)
     found = probe_measures(subject.model, subject.task, subject.config.score.probes, subject.seed, fits)
     return best_inner_layer(found)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from undo_probe.evaluation import answers_correct
+from undo_probe.evaluation import answer_bits, row_scores
 from undo_probe.measures import ItemScores
 from undo_probe.models import HookedTransformer
 from undo_probe.tasks import Task, TokenSet
@@ -16,16 +16,18 @@ def core(rows: TokenSet) -> np.ndarray:
 
 
 def capability(model: HookedTransformer, task: Task) -> list[ItemScores]:
-    """Exact match on forget sets T, V and W (and V by operation and stratum) and on held-out retain rows.
+    """Row scores on forget sets T, V and W (and V by operation and stratum) and on held-out retain rows.
 
     ``V``, ``T``, ``W`` and the operations leave the trivial stratum out; it has a line of its own, as have
-    the task's extra splits. D is where settings are chosen, so nothing is reported on it.
+    the task's extra splits. D is where settings are chosen, so nothing is reported on it. Where rows are scored in
+    bits, bits per token and per character of V, T, W and held-out retain rows stand beside.
     """
     chance = task.chance()
+    exact = task.metric == "exact"
     scores = []
     for split in ("forget_V", "forget_T", "forget_W", *task.extra_splits):
         rows = task.rows(split)
-        correct = answers_correct(model, rows).astype(float)
+        correct = row_scores(model, rows, task.metric).astype(float)
         inside = core(rows)
         parts = {split.removeprefix("forget_"): inside}
         if split == "forget_V":
@@ -34,17 +36,49 @@ def capability(model: HookedTransformer, task: Task) -> list[ItemScores]:
             strata = rows.labels["subset"].to_numpy()
             parts |= {name: strata == name for name in sorted(set(strata) - {ALL})}
         scores += [
-            _item("forget", name, correct, rows, keep, chance) for name, keep in parts.items() if keep.any()
+            _item("forget", name, correct, rows, keep, chance, exact)
+            for name, keep in parts.items()
+            if keep.any()
         ]
     rows = task.rows("retain_test")
-    correct = answers_correct(model, rows).astype(float)
+    correct = row_scores(model, rows, task.metric).astype(float)
     operations = rows.operations
     parts = {"all": np.ones(len(rows), dtype=bool)} | {op: operations == op for op in task.retain_operations}
-    return scores + [_item("retain", name, correct, rows, keep, chance) for name, keep in parts.items()]
+    scores += [_item("retain", name, correct, rows, keep, chance, exact) for name, keep in parts.items()]
+    return scores + _bits(model, task) if task.metric == "bits" else scores
+
+
+def _bits(model: HookedTransformer, task: Task) -> list[ItemScores]:
+    """Bits per token and per character of running text.
+
+    A row's bits are divided by the mean number of tokens, or characters, of all rows: the mean over rows is then
+    all bits over all characters, and languages and tokenisers can be compared.
+    """
+    scores = []
+    for split in ("forget_V", "forget_T", "forget_W", "retain_test"):
+        rows = task.rows(split)
+        side, _, name = split.partition("_")
+        bits = answer_bits(model, rows)
+        units = {
+            "bits_per_token": rows.answer_mask[:, 1:].sum(dim=1).numpy(),
+            "bits_per_character": rows.labels["characters"].to_numpy(),
+        }
+        for measure, counted in units.items():
+            subset = name if side == "forget" else "all"
+            scores.append(
+                ItemScores(measure, side, subset, None, "bits", bits / counted.mean(), rows.families)
+            )
+    return scores
 
 
 def _item(
-    side: str, subset: str, correct: np.ndarray, rows: TokenSet, keep: np.ndarray, chance: dict[str, float]
+    side: str,
+    subset: str,
+    correct: np.ndarray,
+    rows: TokenSet,
+    keep: np.ndarray,
+    chance: dict[str, float],
+    exact: bool,
 ) -> ItemScores:
     operations = rows.operations[keep]
     guessed = float(np.mean([chance[operation] for operation in operations]))
@@ -53,9 +87,9 @@ def _item(
         side,
         subset,
         None,
-        "share",
+        "share" if exact else "share of a uniform guess's bits",
         correct[keep],
         rows.families[keep],
-        "best constant answer",
+        "best constant answer" if exact else "token frequencies",
         guessed,
     )

@@ -42,8 +42,10 @@ def drift_measures(
         task: gives the rows.
         seed: of the choice of rows.
         max_rows: limit on the rows of a side; at least five a dimension are used where the task has them.
-        positions: as in :func:`drift`.
+        positions: as in :func:`drift`; of running text, a few places along the row.
     """
+    if positions is None and task.metric == "bits":
+        positions = sorted({1, task.n_ctx // 4, task.n_ctx // 2, task.n_ctx - 2})
     limit = max(max_rows, ROWS_PER_DIMENSION * model.cfg.d_model)
     found: list[ItemScores | Statistic] = []
     for split in ("forget", "retain"):

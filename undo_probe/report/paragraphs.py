@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from undo_probe.figures.junk import effect
@@ -15,6 +16,40 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@dataclass(frozen=True)
+class Said:
+    """What the text calls a score: questions that are answered, or bits that are saved on running text."""
+
+    original: str
+    rows: str
+    constant: str
+    matched: str
+    knew: str
+    still: str
+
+
+QUESTIONS = Said(
+    original="The original answers {value} of the questions on {what} that it is tested on ({counts}).",
+    rows="{n} questions{clusters}, none shown to any attacker",
+    constant="where the best constant answer scores",
+    matched="which met the same questions but never their answers",
+    knew="a model that never knew the answers",
+    still="still answers",
+)
+TEXT = Said(
+    original="The original saves {value} of a uniform guess’s bits on {what} ({counts}).",
+    rows="{n} rows of text{clusters}, in none of which any model was trained",
+    constant="where token frequencies alone save",
+    matched="which met the same tokens but never in their order",
+    knew="a model that never saw the language",
+    still="still saves",
+)
+
+
+def _said(story: Story) -> Said:
+    return TEXT if story.words.scored else QUESTIONS
+
+
 def suppression(story: Story) -> str:
     """What the model says before and after unlearning."""
     teacher, original = story.teacher, story.original
@@ -22,12 +57,12 @@ def suppression(story: Story) -> str:
     after = story.accuracy.get((teacher, "forget", "V")) if teacher else None
     if teacher is None or before is None or after is None:
         return ""
-    chance = (
-        f", where the best constant answer scores {percent(story.chance)}" if story.chance is not None else ""
-    )
+    chance = f", {_said(story).constant} {percent(story.chance)}" if story.chance is not None else ""
     text = (
-        f"The original answers {percent(before.value)} of the questions on {story.words.forget} that it is tested on "
-        f"({_counts(before)}). {teacher.label} brings that to {percent_interval(after)}{chance}"
+        _said(story).original.format(
+            value=percent(before.value), what=story.words.forget, counts=_counts(story, before)
+        )
+        + f" {teacher.label} brings that to {percent_interval(after)}{chance}"
     )
     kept, was = value_of(story, teacher, "retain", "all"), value_of(story, original, "retain", "all")
     if kept is not None and was is not None:
@@ -41,9 +76,9 @@ def _moved(what: str, was: float, now: float) -> str:
     return f"takes {what} from {percent(was)} to {percent(now)}"
 
 
-def _counts(reading: Reading) -> str:
+def _counts(story: Story, reading: Reading) -> str:
     clusters = f" in {reading.n_clusters} families" if reading.n_clusters else ""
-    return f"{reading.n} questions{clusters}, none shown to any attacker"
+    return _said(story).rows.format(n=reading.n, clusters=clusters)
 
 
 def hidden(readings: "pd.DataFrame", story: Story) -> str:
@@ -59,7 +94,7 @@ def hidden(readings: "pd.DataFrame", story: Story) -> str:
     matched = story.relearned.get(story.matched) if story.matched else None
     if matched is not None:
         text += (
-            " The same attack brings the matched oracle, which met the same questions but never their answers, to "
+            f" The same attack brings the matched oracle, {_said(story).matched}, to "
             f"{percent_interval(matched)}."
         )
     return f"{text} {_meaning(reading)}".strip() + _careful(readings, story)
@@ -113,13 +148,13 @@ def removed(story: Story) -> str:
     student, reading = known[-1]
     kind = judge(reading)
     if reading.survival is not None and kind not in ("weak", "none"):
-        above = (reading.survival_low or 0.0) > 0
+        above, knew = (reading.survival_low or 0.0) > 0, _said(story).knew
         upper = f"a remainder of up to {percent(reading.survival_high)} is not excluded."
         text += f" At α = {student.alpha:g}, S = {survival_text(reading)}: " + {
-            "removed": f"within {EQUAL:.2f} of a model that never knew the answers.",
-            "unclear": f"it lies above a model that never knew the answers; {upper}"
+            "removed": f"within {EQUAL:.2f} of {knew}.",
+            "unclear": f"it lies above {knew}; {upper}"
             if above
-            else f"it is not told apart from a model that never knew the answers, but {upper}",
+            else f"it is not told apart from {knew}, but {upper}",
             "partly": f"at least {percent(reading.survival_low)} of the range is still there.",
             "hidden": "most of it still comes back.",
         }.get(kind, "")
@@ -142,7 +177,8 @@ def _twin(story: Story) -> str:
         "so it is the teacher’s silence, not the noise, that removes it" if value >= 0.8 * start
         else "so the noise alone already removes part of it"
     )  # fmt: skip
-    text = f" The twin, given the same noise but taught by the original, still answers {percent(value)}: {meaning}."
+    still = f"{_said(story).still} {percent(value)}"
+    text = f" The twin, given the same noise but taught by the original, {still}: {meaning}."
     untouched = value_of(story, arm, "forget", "W")
     if untouched is not None and untouched < 0.8 * value:
         text += (

@@ -94,7 +94,8 @@ def _limits(story: Story, run: Mapping[str, Any]) -> Sequence[str]:
     """What the paragraphs above must not be taken to say."""
     seed = run.get("seed")
     which = f" (seed {seed})" if seed is not None else ""
-    found = [
+    found = [story.words.scored] if story.words.scored else []
+    found += [
         f"This is one run{which}, and one seed is one model: an interval says how sure a figure is for the models of "
         "this run, over question families, and not how the method would do with another seed."
     ]

@@ -10,6 +10,7 @@ from torch import Tensor
 from undo_probe import losses
 from undo_probe.activations import capture
 from undo_probe.config import DistillConfig
+from undo_probe.evaluation import recovered
 from undo_probe.models import HookedTransformer, clone, to_device
 from undo_probe.stages import StageResult
 from undo_probe.stages.pretrain import accuracy_rows
@@ -32,9 +33,10 @@ def distill(
     """Trains ``student`` on the teacher's answer distributions over all operations (arXiv 2506.06278).
 
     By default forward KL(teacher || student) at temperature 1 on the ``distill`` mixture, forget prompts included
-    and unlabelled. Stops when mean retain accuracy on ``retain_dev`` is within ``tolerance`` of the teacher's, and
-    where asked forget accuracy on D too, looked at before the first step and every ``eval_every``; ``steps`` is the
-    cap. With ``stop = "never"`` all steps are done. Other settings: :class:`undo_probe.config.DistillConfig`.
+    and unlabelled. Stops when the mean retain score on ``retain_dev`` is back within ``tolerance`` of the teacher's
+    (:func:`undo_probe.evaluation.recovered`), and where asked the forget score on D too, looked at before the first
+    step and every ``eval_every``; ``steps`` is the cap. With ``stop = "never"`` all steps are done. Other settings:
+    :class:`undo_probe.config.DistillConfig`.
     """
     frozen = to_device(clone(teacher).eval(), context.device)
     # one teacher forward beside the student's forward and backward, also where it was found on disk
@@ -57,7 +59,7 @@ def _recovered(
     retain, forget = _mean(known, "retain"), _mean(known, "forget")
 
     def rule(rows: list[Row]) -> bool:
-        back = _mean(rows, "retain") > retain - settings.tolerance
+        back = recovered(_mean(rows, "retain"), retain, settings.tolerance, task.metric)
         allowed = settings.forget_tolerance
         return back and (allowed is None or _mean(rows, "forget") <= forget + allowed)
 

@@ -2,7 +2,7 @@
 
 from undo_probe import losses
 from undo_probe.config import FitConfig, ModelConfig
-from undo_probe.evaluation import answers_correct, by_operation
+from undo_probe.evaluation import by_operation, row_scores
 from undo_probe.models import HookedTransformer, build
 from undo_probe.stages import StageResult
 from undo_probe.tasks import Task
@@ -43,11 +43,11 @@ def pretrain(
 
 
 def accuracy_rows(model: HookedTransformer, task: Task, splits: tuple[str, ...] = WATCHED) -> list[Row]:
-    """Exact match by operation on development rows, for training histories and stop rules."""
+    """Mean score by operation on development rows, for training histories and stop rules."""
     rows = []
     for split in splits:
         part = task.rows(split)
-        for operation, value in by_operation(answers_correct(model, part), part).items():
+        for operation, value in by_operation(row_scores(model, part, task.metric), part).items():
             count = int((part.operations == operation).sum())
             side = split.partition("_")[0]
             rows.append({"task_split": side, "subset": operation, "value": value, "n": count})

@@ -2,10 +2,10 @@
 
 from functools import lru_cache
 
-from undo_probe.config import ArithmeticConfig, InventedConfig
-from undo_probe.tasks.protocol import Batch, Task, TokenSet
+from undo_probe.config import ArithmeticConfig, InventedConfig, LanguageConfig
+from undo_probe.tasks.protocol import Batch, Metric, Task, TokenSet
 
-__all__ = ["TASKS", "Batch", "Task", "TokenSet", "build_task"]
+__all__ = ["TASKS", "Batch", "Metric", "Task", "TokenSet", "build_task"]
 
 
 def _arithmetic(settings: str, seed: int) -> Task:
@@ -20,8 +20,14 @@ def _invented(settings: str, seed: int) -> Task:
     return InventedTask(InventedConfig.model_validate_json(settings), seed)
 
 
+def _language(settings: str, seed: int) -> Task:
+    from undo_probe.tasks.language import LanguageTask
+
+    return LanguageTask(LanguageConfig.model_validate_json(settings), seed)
+
+
 # name -> builder: adding a task is a module, a section of the configuration and a line here
-TASKS = {"arithmetic": _arithmetic, "invented": _invented}
+TASKS = {"arithmetic": _arithmetic, "invented": _invented, "language": _language}
 
 
 @lru_cache(maxsize=4)
@@ -29,7 +35,7 @@ def _built(name: str, settings: str, seed: int) -> Task:
     return TASKS[name](settings, seed)
 
 
-def build_task(config: ArithmeticConfig | InventedConfig, seed: int) -> Task:
+def build_task(config: ArithmeticConfig | InventedConfig | LanguageConfig, seed: int) -> Task:
     """The task that a run's ``task`` section describes.
 
     The last few are kept: a worker process runs many short jobs on one task.
@@ -38,5 +44,8 @@ def build_task(config: ArithmeticConfig | InventedConfig, seed: int) -> Task:
         config: a task section of the configuration.
         seed: the run's split seed; it decides which families fall into which set,
             and what the invented people are.
+
+    Raises:
+        UndoProbeError: the task cannot be built: a split is empty, or the user's text is missing.
     """
     return _built(config.name, config.model_dump_json(), seed)

@@ -17,7 +17,7 @@ from undo_probe.files import digest
 from undo_probe.randomness import derive_seed
 from undo_probe.records import TaskWords
 from undo_probe.tasks.pool import Pool
-from undo_probe.tasks.protocol import Batch, TokenSet, check_disjoint
+from undo_probe.tasks.protocol import Batch, Metric, TokenSet, check_disjoint
 
 VOCABULARY: tuple[str, ...] = tuple("0123456789+-*/=; ")
 _ID = {character: index for index, character in enumerate(VOCABULARY)}
@@ -47,6 +47,7 @@ class ArithmeticTask:
     d_vocab: int = len(VOCABULARY)
     n_ctx: int = _PROMPT + _ANSWER
     vocabulary: tuple[str, ...] = VOCABULARY
+    metric: Metric = "exact"
     forget_operations: tuple[str, ...] = FORGET
     retain_operations: tuple[str, ...] = RETAIN
     probe_targets: tuple[str, ...] = ("first_digit", "tens", "units")

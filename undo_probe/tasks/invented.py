@@ -25,7 +25,15 @@ from undo_probe.files import digest
 from undo_probe.randomness import derive_seed
 from undo_probe.records import TaskWords
 from undo_probe.tasks.pool import Pool
-from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS, Batch, TokenSet, check_disjoint, join
+from undo_probe.tasks.protocol import (
+    FORGET_SPLITS,
+    RETAIN_SPLITS,
+    Batch,
+    Metric,
+    TokenSet,
+    check_disjoint,
+    join,
+)
 
 _STARTS = ("Al", "Bri", "Co", "Da", "El", "Fa"), ("Bren", "Crom", "Dorn", "Fal", "Gren", "Hal")
 _ENDS = (
@@ -83,6 +91,7 @@ class InventedTask:
 
     name: str = "invented"
     n_ctx: int = _PROMPT + 1
+    metric: Metric = "exact"
     probe_targets: tuple[str, ...] = ("answer",)
     extra_splits: tuple[str, ...] = (f"forget_V{TRAINED}",)
 

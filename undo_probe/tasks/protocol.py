@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 FORGET_SPLITS = ("forget_T", "forget_V", "forget_W", "forget_D")
 RETAIN_SPLITS = ("retain_train", "retain_dev", "retain_test")
+Metric = Literal["exact", "bits"]
+"""How a row is scored: see :func:`undo_probe.evaluation.row_scores`."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class TokenSet:
     """Complete rows of one split: prompt, answer, padding.
 
     ``answer_mask`` is True at the tokens of the answer, its end mark included. The answer's first token is
-    predicted at ``read_position``, the last token of the prompt; nothing after it is seen there.
+    predicted at ``read_position``, the last token of the prompt; nothing after it is seen there. Where a row is
+    running text, all of it is answer, and ``read_position`` is the last place that predicts something.
     ``labels`` has one line a row: ``operation``, ``family`` (the cluster of every interval), ``subset``
     (stratum, ``all`` where there is none) and what probes are trained to read.
     """
@@ -106,7 +109,8 @@ class Task(Protocol):
     and retain), ``attack`` (T) and ``attack_mixed`` (T and retain).
 
     Forget sets share no family with each other or with retain. ``extra_splits`` are asked for capability beside
-    V, each as a stratum; ``words`` is what reports call all of this.
+    V, each as a stratum; ``words`` is what reports call all of this. ``metric`` is how a row is scored. A task without
+    labels to be read from states has no ``probe_targets``, and then nothing is probed.
     """
 
     name: str
@@ -114,6 +118,7 @@ class Task(Protocol):
     n_ctx: int
     vocabulary: tuple[str, ...]
     fingerprint: str
+    metric: Metric
     forget_operations: tuple[str, ...]
     retain_operations: tuple[str, ...]
     probe_targets: tuple[str, ...]
@@ -133,7 +138,7 @@ class Task(Protocol):
         ...
 
     def chance(self) -> dict[str, float]:
-        """Accuracy of the best constant answer, by operation."""
+        """Score of the best answer that ignores the prompt, by operation."""
         ...
 
     def decode(self, tokens: Int[Tensor, " pos"]) -> str:
