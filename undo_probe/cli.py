@@ -150,7 +150,7 @@ def presets(name: Annotated[str | None, typer.Argument(help="Print this preset a
     for key, config in PRESETS.items():
         alphas = ", ".join(f"{alpha:g}" for alpha in config.noise.alphas)
         typer.echo(
-            f"{key:8} {config.model.n_layers} layers, d_model {config.model.d_model}, alphas {alphas}"
+            f"{key:17} {config.model.n_layers} layers, d_model {config.model.d_model}, alphas {alphas}"
         )
 
 

@@ -29,6 +29,7 @@ from undo_probe.config import (
     UnlearnConfig,
 )
 from undo_probe.errors import UndoProbeError
+from undo_probe.paper import PAPER_ARITHMETIC
 
 TINY = RunConfig(name="tiny")
 # every arm of the controls, and the sweep again at other lengths and rates; an hour or more on two cores
@@ -92,7 +93,13 @@ FACTS_TINY = RunConfig(
     ),
     arms=ArmsConfig(twins=(0.4, 0.8)),
 )
-PRESETS: dict[str, RunConfig] = {"tiny": TINY, "small": SMALL, "smoke": SMOKE, "facts-tiny": FACTS_TINY}
+PRESETS: dict[str, RunConfig] = {
+    "tiny": TINY,
+    "small": SMALL,
+    "smoke": SMOKE,
+    "facts-tiny": FACTS_TINY,
+    "paper-arithmetic": PAPER_ARITHMETIC,
+}
 
 
 def preset(name: str, *overrides: str) -> RunConfig:
