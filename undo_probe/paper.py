@@ -5,6 +5,7 @@ tokens: theirs are rows of 256 packed tokens, ours are single questions of :data
 """
 
 from undo_probe.config import (
+    ArithmeticConfig,
     ArmsConfig,
     AttackConfig,
     DistillConfig,
@@ -20,7 +21,7 @@ from undo_probe.config import (
     UnlearnConfig,
 )
 
-ROW = 11
+ROW = 23
 
 
 def _rows(packed: int) -> int:
@@ -72,7 +73,8 @@ _DISTILL = DistillConfig(
     final_fraction=0.1,  # 7e-4 to 7e-5
     warmup=50,
     weight_decay=0.0,
-    tolerance=0.05,  # both: absolute, of the mean accuracy; the authors' comment says 95 % of the teacher's
+    # over the means of sums and differences, equations and word problems. Both:
+    tolerance=0.05,  # absolute, of the mean accuracy; the authors' comment says 95 % of the teacher's
     eval_every=20,
 )
 PAPER_ARITHMETIC = RunConfig(
@@ -81,6 +83,11 @@ PAPER_ARITHMETIC = RunConfig(
     seed=111,
     device="auto",
     precision="no",  # code: float32, but bf16 weights in MaxEnt and in the attack
+    # both: as many word problems as equations. Theirs ends in a tail after the number, and a quotient of an equation is
+    # written 6.0; here an answer ends where it is known. 0.75 of their tokens are English text in pretraining and
+    # distillation: give yours with task.background=FOLDER. It counts as retain text, also where theirs has none
+    # (unlearning). Their loss is over all tokens of a row, ours over the answers, and all tokens of text
+    task=ArithmeticConfig(word_problems=0.5),
     model=_MODEL,
     original=FitConfig(
         steps=1000,
