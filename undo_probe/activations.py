@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from undo_probe.divided import Divided
 from undo_probe.errors import UndoProbeError
 from undo_probe.models import HookedTransformer
 
@@ -101,14 +102,15 @@ def _positions(positions: Sequence[int] | int | None, n_pos: int) -> list[int]:
 def capture(model: torch.nn.Module, names: Iterable[str], into: dict[str, Tensor]) -> Iterator[None]:
     """Keeps the outputs of hook points while the block runs.
 
-    Module hooks, not run_with_hooks: they also fire when the model is wrapped for several devices.
+    Module hooks, not run_with_hooks: they also fire when the model's rows are divided between processes; what
+    is kept is then that of all rows.
     """
-    inner = getattr(model, "module", model)  # what such a wrapper holds
+    inner = getattr(model, "module", model)
     handles = []
 
     def keeper(name: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...], Tensor], None]:
         def keep(_module: torch.nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            into[name] = output
+            into[name] = model.gather(output) if isinstance(model, Divided) else output
 
         return keep
 

@@ -2,7 +2,9 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -45,11 +47,17 @@ def run(
     source = words.pop(0) if words and "=" not in words[0] else "tiny"
     config = _load(source, words)  # before the slow imports: a mistake is told at once
 
+    from undo_probe import ranks
     from undo_probe.attacks import attack as run_attack
     from undo_probe.pipeline import run_undo
     from undo_probe.plan import UNTIL
 
     last = _until(until)
+    if last >= 1 or dry_run:
+        ranks.refuse(
+            "--dry-run" if dry_run else f"--until {until}",
+            "give --until distilled here, and the same command without accelerate launch afterwards for the rest",
+        )
     if dry_run:
         _say_costs(config, workers)
         return
@@ -142,7 +150,7 @@ def presets(name: Annotated[str | None, typer.Argument(help="Print this preset a
     for key, config in PRESETS.items():
         alphas = ", ".join(f"{alpha:g}" for alpha in config.noise.alphas)
         typer.echo(
-            f"{key:15} {config.model.n_layers} layers, d_model {config.model.d_model}, alphas {alphas}"
+            f"{key:17} {config.model.n_layers} layers, d_model {config.model.d_model}, alphas {alphas}"
         )
 
 
@@ -237,8 +245,11 @@ def _until(until: str) -> int:
 
 
 def _phase(title: str) -> Any:
+    from undo_probe import ranks
     from undo_probe.progress import PhaseProgress
 
+    if not ranks.is_main():  # one of several processes speaks
+        return nullcontext(SimpleNamespace(event=None))
     return PhaseProgress(title)
 
 
@@ -284,3 +295,7 @@ def main() -> None:
 def _stop(code: int, text: str) -> NoReturn:
     print(f"undo-probe: {text}", file=sys.stderr, flush=True)  # noqa: T201
     raise SystemExit(code)
+
+
+if __name__ == "__main__":  # accelerate launch -m undo_probe.cli
+    main()

@@ -31,13 +31,22 @@ def _refuse_twice(key: str, numbers: tuple[float, ...]) -> None:
 
 
 class ArithmeticConfig(Section):
-    """The arithmetic task: operand ranges and how families are divided."""
+    """The arithmetic task: operand ranges and how families are divided.
+
+    ``word_problems`` is the share of questions that are asked in words. ``background`` is a folder of ``.txt`` files,
+    whose text makes up ``background_share`` of the rows that are not only about forgetting; its
+    ``background_words`` most frequent words are told apart.
+    """
 
     name: Literal["arithmetic"] = "arithmetic"
     add_max: Annotated[int, Field(ge=2, le=50)] = 50
     mul_max: Annotated[int, Field(ge=2, le=31)] = 20
     forget_shares: tuple[Share, Share, Share, Share] = (0.45, 0.35, 0.1, 0.1)
     retain_held_out: Annotated[float, Field(ge=0.0, le=0.45)] = 0.1
+    word_problems: Share = 0.0
+    background: str | None = None
+    background_share: Rate = 0.75
+    background_words: Count = 2000
 
     @model_validator(mode="after")
     def _something_is_forgotten(self) -> Self:

@@ -5,18 +5,39 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from undo_probe.attacks.recipes import Recipe, recipes
-from undo_probe.attacks.relearn import attack_once
+from undo_probe.attacks.relearn import EVALUATED, attack_once
 from undo_probe.config import RunConfig
+from undo_probe.extrapolate import COPIES, forward_seconds, glimpse, narrow, pace, peak_bytes, scaled
 from undo_probe.files import digest
 from undo_probe.models import HookedTransformer, build
 from undo_probe.pipeline import KINDS, length_of, split_seed
 from undo_probe.plan import QUICK, Step, plan
 from undo_probe.records import Ledger
+from undo_probe.stages.pretrain import WATCHED
 from undo_probe.tasks import Task, build_task
-from undo_probe.training import Context, resolve_device
+from undo_probe.training import Context, resolve_device, step_cost
 
 SHORT, LONG = 2, 8
 """Steps of the two trials of a kind; what they differ by is the cost of a step, what they share that of a look."""
+
+
+LARGE = 2e10
+"""FLOPs of a step of the original above which steps are not tried: a minute for everything on one core."""
+
+Try = Callable[[HookedTransformer, Task, int, dict[str, int]], Ledger]
+"""Runs a stage or an attack on a model and a task for so many steps; ``batch_size`` and ``accumulate`` may be given."""
+Price = tuple[Ledger, float]
+"""The cost of one step, and the seconds of one look."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is to be priced, the rows of its steps, and the splits that it looks at."""
+
+    run: Try
+    batch_size: int
+    accumulate: int
+    looked_at: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -46,12 +67,14 @@ class Line:
 class Estimate:
     """Rows by stage, the model's size, and the largest memory that the trials of this process took.
 
+    ``note`` says what was assumed where nothing was tried in full.
     ``seconds`` are of one process that does everything in turn; measuring (probes and the like) is not in them.
     """
 
     lines: tuple[Line, ...]
     parameters: int
     peak_bytes: int
+    note: str = ""
 
     @property
     def seconds(self) -> float:
@@ -60,51 +83,66 @@ class Estimate:
 
     def text(self, workers: int) -> str:
         """A table for a terminal, with the time that ``workers`` processes need at best."""
-        head = f"{'':34}{'models':>7}{'steps':>10}{'tokens':>12}{'FLOPs':>10}{'CPU min':>9}"
+        head = f"{'':34}{'models':>7}{'steps':>10}{'tokens':>12}{'FLOPs':>10}{'CPU min':>14}"
         rows = [
             f"{line.what:34}{line.models:7d}{line.steps:10d}{line.tokens:12.3g}{line.flops:10.2g}"
-            f"{line.seconds / 60:9.1f}"
+            f"{line.seconds / 60:14,.1f}"
             for line in self.lines
         ]
         return "\n".join(
             [
                 head,
                 *rows,
+                *([self.note] if self.note else []),
                 f"{self.parameters:,} parameters, at most {self.peak_bytes / 2**30:.1f} GiB a process.",
-                f"On this machine at most {self.seconds / 60 / workers:.0f} minutes with {workers} processes, and the "
+                f"On this machine at most {_long(self.seconds / workers)} with {workers} processes, and the "
                 "scorecard after them. Steps are caps: stop rules end students sooner, often much sooner.",
             ]
         )
 
 
+def _long(seconds: float) -> str:
+    """A time in the largest unit of which it has a few."""
+    for unit, length in (("days", 86400), ("hours", 3600)):
+        if seconds > 3 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds / 60:.0f} minutes"
+
+
 def estimate(config: RunConfig) -> Estimate:
     """Tries every kind of step of a run on models with random weights; writes nothing.
+
+    A model whose step takes more than :data:`LARGE` FLOPs is not trained on whole batches: what a step takes is then
+    worked out from a few rows, and the estimate's note says how.
 
     Raises:
         UndoProbeError: the configuration asks for a device or a task that is not there.
     """
     task = build_task(config.task, split_seed(config))
-    model = build(config.model, task.d_vocab, task.n_ctx, config.seed)
     context = Context(config.seed, resolve_device(config.device), config.precision, config.threads)
+    model = build(config.model, task.d_vocab, task.n_ctx, config.seed)
+    rows = config.original.batch_size * config.original.accumulate
+    large = step_cost(model, rows, task.n_ctx, passes=3).flops > LARGE
+    prices = _Extrapolated(config, model, task, context) if large else _Tried(model, task, context)
     planned: dict[str, int] = {}
-    tried: dict[str, tuple[Ledger, float]] = {}
+    tried: dict[str, Price] = {}
     lines: dict[str, Line] = {}
     for step in plan(config):
         if step.kind in QUICK:
             continue
         settings = _settings(step, planned)
-        planned[step.arm.name] = settings["fit"]["steps"]
-        key = digest({"kind": step.kind, **settings, "fit": {**settings["fit"], "steps": 0, "horizon": None}})
+        fit = settings["fit"]
+        planned[step.arm.name] = fit["steps"]
+        key = digest({"kind": step.kind, **settings, "fit": {**fit, "steps": 0, "horizon": None}})
         if key not in tried:
-            tried[key] = _trial(
-                lambda n, s=step, g=settings: _stage(s, g, n, model, task, context), context.device
-            )
+            trial = Trial(_stage(step, settings, context), fit["batch_size"], fit["accumulate"], WATCHED)
+            tried[key] = prices.of(trial)
         name = _row(step)
-        line = _line(name, tried[key], settings["fit"]["steps"], settings["fit"]["eval_every"])
+        line = _line(name, tried[key], fit["steps"], fit["eval_every"])
         lines[name] = lines[name] + line if name in lines else line
-    attacks = _attacks(config, model, task, context)
+    attacks = _attacks(config, prices, context)
     size = sum(parameter.numel() for parameter in model.parameters())
-    return Estimate((*lines.values(), attacks), size, _peak(context.device))
+    return Estimate((*lines.values(), attacks), size, prices.peak(), prices.note)
 
 
 def _settings(step: Step, planned: dict[str, int]) -> dict[str, Any]:
@@ -119,17 +157,21 @@ def _row(step: Step) -> str:
     return "students" if arm.stage == "distilled" else "original and oracles"
 
 
-def _stage(
-    step: Step, settings: dict[str, Any], steps: int, model: HookedTransformer, task: Task, context: Context
-) -> Ledger:
-    fit = {**settings["fit"], "steps": steps, "eval_every": steps}
-    if "stop" in fit:
-        fit["stop"] = "never"
-    parents = [model] * max(1, len(step.parents))
-    return KINDS[step.kind][0]({**settings, "fit": fit}, parents, task, context).ledger
+def _stage(step: Step, settings: dict[str, Any], context: Context) -> Try:
+    def run(model: HookedTransformer, task: Task, steps: int, sizes: dict[str, int]) -> Ledger:
+        fit = {**settings["fit"], "steps": steps, "eval_every": max(1, steps), **sizes}
+        if "stop" in fit:
+            fit["stop"] = "never"
+        own = {**settings, "fit": fit}
+        if "model" in own:
+            own["model"] = {**own["model"], "d_model": model.cfg.d_model, "d_mlp": model.cfg.d_mlp}
+        parents = [model] * max(1, len(step.parents))
+        return KINDS[step.kind][0](own, parents, task, context).ledger
+
+    return run
 
 
-def _attacks(config: RunConfig, model: HookedTransformer, task: Task, context: Context) -> Line:
+def _attacks(config: RunConfig, prices: "_Tried | _Extrapolated", context: Context) -> Line:
     """Every attack on its grid as it is asked for; each extension adds one rate."""
     section = config.attack
     attacked = [step for step in plan(config) if step.arm.stage != "noised" or section.noised]
@@ -139,30 +181,71 @@ def _attacks(config: RunConfig, model: HookedTransformer, task: Task, context: C
             lines.append(Line("attacks", len(attacked), 0, 0, 0.0, 0.0))
             continue
 
-        def run(steps: int, recipe: Recipe = recipe) -> Ledger:
-            short = section.model_copy(update={"steps": steps, "eval_steps": (0, steps)})
+        def run(
+            model: HookedTransformer, task: Task, steps: int, sizes: dict[str, int], recipe: Recipe = recipe
+        ) -> Ledger:
+            size = sizes.get("batch_size", section.batch_size)
+            short = section.model_copy(update={"steps": steps, "eval_steps": (0, steps), "batch_size": size})
             return attack_once(model, task, short, section.learning_rates[0], context, recipe)[0].ledger
 
         count = len(attacked) * len(section.learning_rates) * section.seeds
-        cost, look = _trial(run, context.device)
+        cost, look = prices.of(Trial(run, section.batch_size, 1, tuple(EVALUATED.values())))
         seconds = count * (section.steps * cost.cpu_seconds + len(section.eval_steps) * look)
         steps = count * section.steps
         lines.append(Line("attacks", count, steps, steps * cost.tokens, steps * cost.flops, seconds))
     return sum(lines[1:], lines[0])
 
 
-def _trial(run: Callable[[int], Ledger], device: str) -> tuple[Ledger, float]:
-    """The cost of one step, and the seconds of one look; both trials look twice."""
-    run(1)  # the first call of a kind pays for what is set up once
-    short, long = run(SHORT), run(LONG)
-    more = LONG - SHORT
-    each = Ledger(
-        flops=(long.flops - short.flops) / more,
-        tokens=(long.tokens - short.tokens) // more,
-        cpu_seconds=max(0.0, _time(long, device) - _time(short, device)) / more,
-        steps=1,
-    )
-    return each, max(0.0, _time(short, device) - SHORT * each.cpu_seconds) / 2
+class _Tried:
+    """Prices from real steps."""
+
+    note = ""
+
+    def __init__(self, model: HookedTransformer, task: Task, context: Context) -> None:
+        self._model, self._task, self._context = model, task, context
+
+    def of(self, trial: Trial) -> Price:
+        """Two trials that differ in their steps and both look twice."""
+        trial.run(self._model, self._task, 1, {})  # the first call of a kind pays for what is set up once
+        short, long = (trial.run(self._model, self._task, steps, {}) for steps in (SHORT, LONG))
+        more, device = LONG - SHORT, self._context.device
+        each = Ledger(
+            flops=(long.flops - short.flops) / more,
+            tokens=(long.tokens - short.tokens) // more,
+            cpu_seconds=max(0.0, _time(long, device) - _time(short, device)) / more,
+            steps=1,
+        )
+        return each, max(0.0, _time(short, device) - SHORT * each.cpu_seconds) / 2
+
+    def peak(self) -> int:
+        """The most memory that this process had."""
+        return _peak(self._context.device)
+
+
+class _Extrapolated:
+    """Prices from one-row steps of a narrow model, and the pace of the true one."""
+
+    def __init__(self, config: RunConfig, model: HookedTransformer, task: Task, context: Context) -> None:
+        self._model, self._task = model, task
+        self._micro = config.original.batch_size
+        self._thin = narrow(config.model, task, config.seed)
+        self._pace = pace(model, task, self._micro, context)
+        self.note = (
+            f"Not tried in full: times assume that every stage computes {self._pace.flops / 1e9:.1f} GFLOP/s, as "
+            f"pretraining did here with {self._pace.rows} rows, plus {self._pace.update:.2f} s a step; memory is "
+            f"{COPIES} float32 copies of the model and the activations of {self._micro} rows."
+        )
+
+    def of(self, trial: Trial) -> Price:
+        one = trial.run(self._thin, glimpse(self._task), 1, {"batch_size": 1, "accumulate": 1})
+        rows = trial.batch_size * trial.accumulate
+        each = scaled(one, self._model, self._thin, self._task, rows)
+        look = forward_seconds(self._model, self._task, trial.looked_at, self._pace)
+        return replace(each, cpu_seconds=self._pace.seconds(each)), look
+
+    def peak(self) -> int:
+        """What a distilling process will need."""
+        return peak_bytes(sum(p.numel() for p in self._model.parameters()), self._pace, self._micro)
 
 
 def _time(ledger: Ledger, device: str) -> float:
@@ -170,8 +253,8 @@ def _time(ledger: Ledger, device: str) -> float:
     return ledger.cpu_seconds if device == "cpu" else ledger.seconds
 
 
-def _line(name: str, trial: tuple[Ledger, float], steps: int, eval_every: int) -> Line:
-    cost, look = trial
+def _line(name: str, price: Price, steps: int, eval_every: int) -> Line:
+    cost, look = price
     seconds = steps * cost.cpu_seconds + (1 + steps // eval_every) * look
     return Line(name, 1, steps, steps * cost.tokens, steps * cost.flops, seconds)
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any, Protocol, cast, runtime_checkable
 
-from undo_probe import files
+from undo_probe import files, ranks
 from undo_probe.errors import JobsFailed, UndoProbeError
 
 OnEvent = Callable[[str, int, int | None, dict[str, float]], None]
@@ -95,6 +95,7 @@ def run_jobs(
         other job beside it.
     """
     _check(jobs, workers, backend, threads)
+    ranks.refuse("work for a pool of processes", "run it without accelerate launch")
     events = _Events(on_event)
     if workers == 1 or not jobs or (backend == "loky" and len(jobs) == 1) or _inside_job.get():
         outcomes = [_attempt(job, events.reporter(job.name), threads) for job in jobs]

@@ -6,10 +6,12 @@ each is computed once and kept in the stage store before anything that needs it 
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from undo_probe import ranks
 from undo_probe.config import DistillConfig, FitConfig, ModelConfig, NoiseRule, RunConfig, UnlearnConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import FolderLock, digest, read_json, write_json
@@ -176,7 +178,8 @@ def run_undo(
         config: what the run is.
         folder: the run folder; made if missing. One process works in it at a time.
         until: last stage to make: original, unlearned, noised or distilled.
-        workers: processes; results do not depend on it. One a core by default.
+        workers: processes; results do not depend on it. One a core by default. Processes of ``accelerate
+            launch`` train every stage together instead, and have no workers.
         store: the stage store; ``folder/store`` by default. Runs may share one.
         progress: called as ``progress(name, step, total, numbers)``.
         backend: where the processes are: loky (this machine), ray or dask.
@@ -188,6 +191,8 @@ def run_undo(
     todo = recipe(config, until)
     folder = Path(folder)
     kept = Store(folder / "store" if store is None else store)
+    if ranks.size() > 1:
+        return _run_together(todo, folder, kept, workers or 1, progress)
     with FolderLock(folder):
         begin_run(folder, config)
         found = compute(
@@ -200,6 +205,36 @@ def run_undo(
         )
         values_of(list(found.values()))
         record_run(folder, todo, kept)
+    return Run(folder)
+
+
+def _run_together(todo: Recipe, folder: Path, store: Store, workers: int, progress: Progress | None) -> Run:
+    """The run in all processes of ``accelerate launch``: one stage after the other, each trained by all of them.
+
+    The first process alone claims the folder and writes. An error ends the process that met it, and with it the
+    launcher ends the others.
+    """
+    if workers > 1:
+        ranks.refuse(f"a pool of {workers} workers", "leave workers at 1, or start without accelerate launch")
+    ranks.join(resolve_device(todo.config.device))
+    with FolderLock(folder) if ranks.is_main() else nullcontext():
+        if ranks.is_main():
+            begin_run(folder, todo.config)
+            for piece in todo.pieces(store):
+                if piece.key in store:
+                    store.verify(piece.key)
+        for step in todo.wanted:  # parents come before children
+
+            def report(
+                done: int, total: int | None = None, name: str = step.arm.name, **numbers: float
+            ) -> None:
+                if progress is not None:
+                    progress(name, done, total, numbers)
+
+            run_stage(step, todo.what[step.arm.name], todo.config, str(store.folder), report)
+        if ranks.is_main():
+            record_run(folder, todo, store)
+        ranks.agree(None)  # nobody opens the run before it is recorded
     return Run(folder)
 
 

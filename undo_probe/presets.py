@@ -30,7 +30,7 @@ from undo_probe.config import (
     UnlearnConfig,
 )
 from undo_probe.errors import UndoProbeError
-from undo_probe.published import PAPER_LANGUAGE
+from undo_probe.published import PAPER_ARITHMETIC, PAPER_LANGUAGE
 
 TINY = RunConfig(name="tiny")
 # every arm of the controls, and the sweep again at other lengths and rates; an hour or more on two cores
@@ -127,6 +127,7 @@ PRESETS: dict[str, RunConfig] = {
     "facts-tiny": FACTS_TINY,
     "language-tiny": LANGUAGE_TINY,
     "paper-language": PAPER_LANGUAGE,
+    "paper-arithmetic": PAPER_ARITHMETIC,
 }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from undo_probe import ranks
 from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import atomic_folder, digest, read_json, write_json
@@ -112,7 +113,13 @@ class Store:
     def once(self, what: dict[str, Any], make: Callable[[], dict[str, Any]]) -> str:
         """The key of the result, which is made and stored unless it is there; ``make`` gives :meth:`write`'s words."""
         key = self.key(what)
-        return key if key in self else self.write(what, **make())
+        if ranks.agree(key in self):
+            return key
+        made = make()
+        if ranks.is_main():
+            self.write(what, **made)
+        ranks.agree(None)  # nobody looks for it before it is there
+        return key
 
     def entry(self, key: str) -> Entry:
         """The record of a result.

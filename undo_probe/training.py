@@ -1,6 +1,7 @@
 """The one training loop: pretraining, unlearning, distillation and relearning are calls of :func:`fit`."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from undo_probe import ranks
 from undo_probe.config import FitConfig
+from undo_probe.divided import divide, mean_gradient
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import atomic_folder, digest, read_json, sweep, write_json
 from undo_probe.models import HookedTransformer, clone, flops_per_token, load_tensors, save_tensors, to_device
@@ -94,13 +97,18 @@ class Fit:
 
 
 def resolve_device(device: str) -> str:
-    """``auto`` becomes ``cuda`` where there is one; asking for a missing one is the user's error."""
+    """``auto`` becomes ``cuda`` where there is one; asking for a missing one is the user's error.
+
+    Of several processes of ``accelerate launch``, each has a device of its own.
+    """
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise UndoProbeError(
             "device is 'cuda', but torch sees no CUDA device here: use device=cpu or device=auto"
         )
+    if device == "cuda" and ranks.size() > 1:
+        return f"cuda:{os.environ['LOCAL_RANK']}"
     return device
 
 
@@ -133,6 +141,10 @@ def fit(
     Killed and called again with the same arguments and ``context.folder``, it continues from its last saved
     step and ends at the same bits, because the batch of a step depends on nothing but seed and step.
 
+    Called in every process of ``accelerate launch``, it divides the rows of each batch between them (see
+    :mod:`undo_probe.divided`); the first one measures, decides when to stop, and keeps what is needed to resume.
+    The ledger counts whole batches, and the seconds of the process it is read in.
+
     Args:
         model: where training starts.
         settings: steps, batch, schedule.
@@ -145,6 +157,7 @@ def fit(
             returned.
     """
     watch = watch or Watch()
+    ranks.join(context.device)
     student = to_device(clone(model), context.device)
     frozen = {name: p.requires_grad for name, p in student.named_parameters()}
     for name, parameter in student.named_parameters():
@@ -200,7 +213,10 @@ class _Loop:
         optimizer = torch.optim.AdamW(
             parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
-        self.prepared, self.optimizer = accelerator.prepare(model, optimizer)
+        # in evaluation mode accelerate puts no DistributedDataParallel around it: the mean over processes of the
+        # losses of their shares is not the loss of the batch
+        self.prepared = divide(accelerator.prepare_model(model, evaluation_mode=True))
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
         self.parameters = parameters
         self.rows: list[Row] = []
         self.step = 0
@@ -227,10 +243,11 @@ class _Loop:
                 cpu_seconds=before.cpu_seconds + time.process_time() - cpu,
             )
             stopped = self._look()
-            if self.context.folder is not None and time.monotonic() - saved >= self.context.save_seconds:
+            due = time.monotonic() - saved >= self.context.save_seconds
+            if self.context.folder is not None and due and ranks.is_main():
                 self._save(self.context.folder)
                 saved = time.monotonic()
-        model = self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         vars(model).pop("forward", None)  # accelerate leaves a bound method in place of the class's own
         return Fit(model, self.rows, self.ledger, stopped or f"all {self.settings.steps} steps done")
 
@@ -264,6 +281,7 @@ class _Loop:
             if not torch.isfinite(value):
                 return None
             self.accelerator.backward(value)
+        mean_gradient(self.parameters)
         return float(value.detach()) * accumulate
 
     @contextmanager
@@ -290,15 +308,18 @@ class _Loop:
         """Measures where the watch says so; the reason to stop, or an empty text."""
         if self.watch.measure is None or not (self.watch.at(self.step) or self.step == self.settings.steps):
             return ""
-        self.model.eval()
-        with torch.no_grad():
-            rows = [{"step": self.step, **row} for row in self.watch.measure(self.model, self.step)]
-        self.model.train()
+        rows: list[Row] = []
+        if ranks.is_main():
+            self.model.eval()
+            with torch.no_grad():
+                rows = [{"step": self.step, **row} for row in self.watch.measure(self.model, self.step)]
+            self.model.train()
+        rows = ranks.agree(rows)
         self.rows += rows
         return self._verdict(rows)
 
     def _verdict(self, rows: list[Row]) -> str:
-        if self.watch.stop is not None and self.watch.stop(rows):
+        if self.watch.stop is not None and ranks.agree(self.watch.stop(rows)):
             return f"stop rule met at step {self.step}"
         return ""
 
@@ -319,13 +340,17 @@ class _Loop:
         """Continues from the newest saved step that is whole; a damaged one is dropped."""
         if self.context.folder is None:
             return
-        sweep(self.context.folder)
-        for path in reversed(_saved(self.context.folder)):
-            found = _whole(path)
-            if found is not None:
-                self._take(*found)
-                return
-            _remove(path)
+        name, found = _newest(self.context.folder) if ranks.is_main() else ("", None)
+        name = ranks.agree(name)
+        if name and not ranks.is_main():
+            found = _whole(self.context.folder / name)
+            if found is None:
+                raise UndoProbeError(
+                    f"process {ranks.rank()} cannot read {self.context.folder / name}, which the first one wrote: put "
+                    "the store on a disk that all processes see"
+                )
+        if found is not None:
+            self._take(*found)
 
     def _take(self, meta: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():
@@ -343,6 +368,17 @@ class _Loop:
 
 def _saved(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
+def _newest(folder: Path) -> tuple[str, tuple[dict[str, Any], dict[str, Tensor]] | None]:
+    """Name and content of the newest saved step that is whole; damaged ones are deleted."""
+    sweep(folder)
+    for path in reversed(_saved(folder)):
+        found = _whole(path)
+        if found is not None:
+            return path.name, found
+        _remove(path)
+    return "", None
 
 
 def _whole(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from undo_probe import losses
+from undo_probe import losses, ranks
 from undo_probe.attacks.envelope import AttackTable, common_edges, halves
 from undo_probe.attacks.recipes import Recipe, recipes
 from undo_probe.attacks.record import UNTRAINED, curve_rows, record
@@ -62,6 +62,7 @@ def attack_once(
         (step, row), bool where rows are right or wrong. A diverged attack keeps its last evaluation for the steps
         it did not reach.
     """
+    ranks.refuse("an attack", "attack without accelerate launch")
     recipe = recipe or Recipe()
     seen: dict[str, dict[int, np.ndarray]] = {side: {} for side in EVALUATED}
 

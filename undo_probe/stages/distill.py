@@ -10,6 +10,7 @@ from torch import Tensor
 from undo_probe import losses
 from undo_probe.activations import capture
 from undo_probe.config import DistillConfig
+from undo_probe.divided import divide
 from undo_probe.evaluation import recovered
 from undo_probe.models import HookedTransformer, clone, to_device
 from undo_probe.stages import StageResult
@@ -83,15 +84,16 @@ def _objective(
     chunked = student.cfg.d_vocab >= CHUNKED_FROM and not capped and settings.loss == "forward_kl"
     divergence = {"forward_kl": losses.forward_kl, "reverse_kl": losses.reverse_kl}[settings.loss]
     cached = None if settings.top_k is None else TopKTeacher(teacher, task, mixture, settings, context)
+    answering = divide(teacher)
 
     def outputs(model: torch.nn.Module, tokens: Tensor, mask: Tensor, step: int) -> Tensor:
         if cached is not None:
             own = losses.answer_logits(model(tokens, return_type="logits"), mask)
             return losses.topk_kl(own, *cached(step))
         if chunked:
-            return _chunked_kl(model, teacher, tokens, mask)
+            return _chunked_kl(model, answering, tokens, mask)
         with torch.no_grad():
-            wanted = losses.answer_logits(teacher(tokens, return_type="logits"), mask)
+            wanted = losses.answer_logits(answering(tokens, return_type="logits"), mask)
         return divergence(losses.answer_logits(model(tokens, return_type="logits"), mask), wanted)
 
     def loss(model: torch.nn.Module, step: int) -> Tensor:
@@ -103,11 +105,11 @@ def _objective(
         theirs: dict[str, Tensor] = {}
         own: dict[str, Tensor] = {}
         names = [f"blocks.{layer}.hook_resid_post" for layer in range(student.cfg.n_layers)]
-        with capture(model, names, own), capture(teacher, names, theirs):
+        with capture(model, names, own), capture(answering, names, theirs):
             on_outputs = outputs(model, tokens, mask, step)
             if cached is not None:  # found on disk, the teacher did not run
                 with torch.no_grad():
-                    teacher(tokens, return_type="logits")
+                    answering(tokens, return_type="logits")
         pairs = [[losses.answer_logits(part[name], mask) for part in (own, theirs)] for name in names]
         distance = torch.stack([losses.stream_distance(mine, aim) for mine, aim in pairs]).mean()
         return on_outputs + settings.activations * distance
@@ -115,12 +117,13 @@ def _objective(
     return loss
 
 
-def _chunked_kl(model: torch.nn.Module, teacher: HookedTransformer, tokens: Tensor, mask: Tensor) -> Tensor:
-    inner: Any = getattr(model, "module", model)  # what a wrapper for several devices holds
+def _chunked_kl(model: torch.nn.Module, teacher: torch.nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
+    # what the wrapper for several processes holds
+    inner: list[Any] = [getattr(each, "module", each) for each in (model, teacher)]
     with torch.no_grad():
-        wanted = _final_states(teacher, teacher, tokens, mask)
-    own = _final_states(model, inner, tokens, mask)
-    unembeds = [(each.unembed.W_U, each.unembed.b_U) for each in (inner, teacher)]
+        wanted = _final_states(teacher, inner[1], tokens, mask)
+    own = _final_states(model, inner[0], tokens, mask)
+    unembeds = [(each.unembed.W_U, each.unembed.b_U) for each in inner]
     return losses.chunked_forward_kl(own, unembeds[0], wanted, unembeds[1])
 
 

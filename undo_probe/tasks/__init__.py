@@ -10,8 +10,11 @@ __all__ = ["TASKS", "Batch", "Metric", "Task", "TokenSet", "build_task"]
 
 def _arithmetic(settings: str, seed: int) -> Task:
     from undo_probe.tasks.arithmetic import ArithmeticTask
+    from undo_probe.tasks.worded import WordedArithmeticTask
 
-    return ArithmeticTask(ArithmeticConfig.model_validate_json(settings), seed)
+    config = ArithmeticConfig.model_validate_json(settings)
+    worded = config.word_problems or config.background is not None
+    return WordedArithmeticTask(config, seed) if worded else ArithmeticTask(config, seed)
 
 
 def _invented(settings: str, seed: int) -> Task:

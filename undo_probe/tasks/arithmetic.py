@@ -24,6 +24,8 @@ _ID = {character: index for index, character in enumerate(VOCABULARY)}
 _PROMPT, _ANSWER = 7, 4
 FORGET, RETAIN = ("*", "/"), ("+", "-")
 FORGET_SETS = ("T", "V", "W", "D")
+WORDED = ("word_problems", "background", "background_share", "background_words")
+"""Settings that belong to :mod:`undo_probe.tasks.worded`."""
 
 MIXTURES: dict[str, tuple[str, ...]] = {
     "pretrain": ("retain_train", "forget_T", "forget_V", "forget_W", "forget_D"),
@@ -61,18 +63,13 @@ class ArithmeticTask:
             UndoProbeError: a split would be empty.
         """
         self.config = config
-        table = _table(config)
-        table["split"] = _split(table, config, seed)
+        table = split_facts(config, seed)
         self._sets = {str(name): _token_set(str(name), part) for name, part in table.groupby("split")}
-        missing = [name for name in _split_names() if name not in self._sets]
-        if missing:
-            raise UndoProbeError(
-                f"the split {missing[0]} is empty with these task settings: raise its share or the operand ranges "
-                f"(task.forget_shares={list(config.forget_shares)}, task.retain_held_out={config.retain_held_out})"
-            )
         check_disjoint(self._sets)
         self._pools = {name: self._pool(name) for name in MIXTURES}
-        self.fingerprint = digest({"task": config.model_dump(mode="json"), "split_seed": seed, "rows": 1})
+        # what came with word problems is not in it: it must stay what it was
+        settings = config.model_dump(mode="json", exclude=set(WORDED))
+        self.fingerprint = digest({"task": settings, "split_seed": seed, "rows": 1})
 
     def rows(self, split: str) -> TokenSet:
         """All rows of ``split``, in a fixed order."""
@@ -109,6 +106,34 @@ class ArithmeticTask:
         # oracle_matched: the prompt is seen, its answer is another row's, from the same operation
         redrawn = FORGET if mixture == "matched" else ()
         return Pool(parts, [part.operations for part in parts], (*RETAIN, *FORGET), redrawn)
+
+
+def split_facts(config: ArithmeticConfig, seed: int) -> pd.DataFrame:
+    """Every fact of the task (``a operation b = result``) with its family, stratum and split.
+
+    Raises:
+        UndoProbeError: a split would be empty.
+    """
+    table = _table(config)
+    table["split"] = _split(table, config, seed)
+    there = set(table["split"])
+    missing = [name for name in _split_names() if name not in there]
+    if missing:
+        raise UndoProbeError(
+            f"the split {missing[0]} is empty with these task settings: raise its share or the operand ranges "
+            f"(task.forget_shares={list(config.forget_shares)}, task.retain_held_out={config.retain_held_out})"
+        )
+    return table
+
+
+def labels_of(table: pd.DataFrame) -> pd.DataFrame:
+    """The labels of a table's rows, in order."""
+    names = ["operation", "family", "subset", "a", "b", "result"]
+    labels = pd.DataFrame({name: table[name].to_numpy() for name in names})
+    labels["first_digit"] = [int(str(result)[0]) for result in labels["result"]]
+    labels["tens"] = labels["result"] // 10 % 10
+    labels["units"] = labels["result"] % 10
+    return labels
 
 
 def _split_names() -> list[str]:
@@ -177,9 +202,4 @@ def _token_set(name: str, table: pd.DataFrame) -> TokenSet:
     length = torch.tensor(answers)[:, None]
     place = torch.arange(tokens.shape[1])[None]
     mask = (place >= _PROMPT) & (place < _PROMPT + length)
-    names = ["operation", "family", "subset", "a", "b", "result"]
-    labels = pd.DataFrame({name: table[name].to_numpy() for name in names})
-    labels["first_digit"] = [int(str(result)[0]) for result in labels["result"]]
-    labels["tens"] = labels["result"] // 10 % 10
-    labels["units"] = labels["result"] % 10
-    return TokenSet(name, tokens, mask, _PROMPT - 1, labels)
+    return TokenSet(name, tokens, mask, _PROMPT - 1, labels_of(table))

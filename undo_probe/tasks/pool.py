@@ -1,6 +1,6 @@
 """The rows of a mixture, from which the batch of any step is drawn."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,13 +10,14 @@ from undo_probe.tasks.protocol import Batch, TokenSet
 
 
 class Pool:
-    """Rows in named groups: groups are drawn evenly, the rows of a group with replacement.
+    """Rows in named groups: groups are drawn evenly or by their shares, the rows of a group with replacement.
 
     Args:
         parts: the splits that make up the mixture.
         groups: the group of each row, one array a part, shape (row,).
         order: every group there may be; one without rows is left out.
         redrawn: groups in which a row gets the answer of another row of its group, drawn anew each time.
+        shares: how often each group is drawn, in any unit; all alike unless given.
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class Pool:
         groups: Sequence[np.ndarray],
         order: Sequence[str],
         redrawn: Collection[str] = (),
+        shares: Mapping[str, float] | None = None,
     ) -> None:
         of_row = np.concatenate(groups)
         present = [name for name in order if (of_row == name).any()]
@@ -36,11 +38,15 @@ class Pool:
         self._starts = self._counts.cumsum(0) - self._counts
         self._redrawn = torch.tensor([name in redrawn for name in present])
         self._prompt = parts[0].read_position + 1
+        self._edges: torch.Tensor | None = None
+        if shares is not None:
+            weight = torch.tensor([shares[name] for name in present], dtype=torch.float64)
+            self._edges = weight.cumsum(0) / weight.sum()
 
     def batch(self, size: int, seed: int, step: int) -> Batch:
         """``size`` rows: a pure function of the arguments."""
         draw = generator(seed, "batch", step)
-        group = torch.randint(len(self._counts), (size,), generator=draw)
+        group = self._groups(size, draw)
         row = self._rows_of(group, draw)
         tokens, mask = self._tokens[row], self._mask[row]
         if not self._redrawn.any():
@@ -50,6 +56,12 @@ class Pool:
         answers = torch.where(redrawn, self._tokens[other, self._prompt :], tokens[:, self._prompt :])
         masks = torch.where(redrawn, self._mask[other], mask)
         return Batch(torch.cat([tokens[:, : self._prompt], answers], dim=1), masks)
+
+    def _groups(self, size: int, draw: torch.Generator) -> torch.Tensor:
+        if self._edges is None:
+            return torch.randint(len(self._counts), (size,), generator=draw)
+        place = torch.rand(size, generator=draw, dtype=torch.float64)
+        return torch.searchsorted(self._edges[:-1], place, right=True)
 
     def _rows_of(self, group: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
         place = torch.rand(len(group), generator=draw, dtype=torch.float64)

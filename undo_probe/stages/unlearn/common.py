@@ -8,6 +8,7 @@ from torch import Tensor
 
 from undo_probe import losses
 from undo_probe.config import FitConfig
+from undo_probe.divided import divide
 from undo_probe.models import HookedTransformer, clone, to_device
 from undo_probe.stages import StageResult
 from undo_probe.stages.pretrain import accuracy_rows
@@ -30,7 +31,7 @@ def frozen_logits(
     model: HookedTransformer, context: Context
 ) -> Callable[[Int[Tensor, "row pos"]], Float[Tensor, "row read vocab"]]:
     """What the model says before it is trained, as a function of tokens, of which the last predicts nothing."""
-    before = to_device(clone(model).eval(), context.device)
+    before = divide(to_device(clone(model).eval(), context.device))
 
     def logits(tokens: Tensor) -> Tensor:
         with torch.no_grad():

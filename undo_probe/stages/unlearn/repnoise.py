@@ -34,7 +34,7 @@ def repnoise(model: HookedTransformer, task: Task, settings: RepNoiseConfig, con
         states: dict[str, Tensor] = {}
         with capture(student, [*mlp, *stream], states):
             student(forget.tokens[:, :-1], return_type="logits")
-        inner: Any = getattr(student, "module", student)  # what a wrapper for several devices holds
+        inner: Any = getattr(student, "module", student)  # what the wrapper for several processes holds
         here = forget.answer_mask[:, 1:]
         draw = generator(context.seed, "repnoise", step)
         distances, surprise = [], []

@@ -7,6 +7,7 @@ from torch import Tensor
 from undo_probe import losses
 from undo_probe.activations import capture
 from undo_probe.config import RMUConfig
+from undo_probe.divided import divide
 from undo_probe.errors import UndoProbeError
 from undo_probe.models import HookedTransformer, clone, to_device
 from undo_probe.randomness import generator
@@ -43,7 +44,7 @@ def rmu(model: HookedTransformer, task: Task, settings: RMUConfig, context: Cont
     names = _trained(model, settings)
     vector = control_vector(model.cfg.d_model, settings.target, context.seed)
     target = (settings.c * vector).to(context.device)
-    before = to_device(clone(model), context.device)
+    before = divide(to_device(clone(model), context.device))
 
     def loss(student: torch.nn.Module, step: int) -> Tensor:
         forget, retain = two_batches(task, settings, context, step)

@@ -1,0 +1,120 @@
+"""What a step of a model too large to try costs: FLOPs from a narrow model, time from few rows of the true one."""
+
+from copy import copy
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from undo_probe import losses
+from undo_probe.config import FitConfig, ModelConfig
+from undo_probe.models import HookedTransformer, build, flops_per_token
+from undo_probe.records import Ledger
+from undo_probe.tasks import Task, TokenSet
+from undo_probe.training import Context, fit, step_cost
+
+ENOUGH = 1.0
+"""Seconds by which a step with twice the rows must take longer to tell the time of a row."""
+COPIES = 7
+"""Tensors the size of the model in a distilling process: both parents, the frozen teacher, the student, its
+gradient and AdamW's two moments."""
+
+
+def glimpse(task: Task, count: int = 4) -> Task:
+    """The task with only the first rows of every split to look at, but all of T, on which attackers train."""
+
+    def rows(split: str) -> TokenSet:
+        part = task.rows(split)
+        return part if split == "forget_T" else part.select(np.arange(min(len(part), count)))
+
+    few = copy(task)
+    vars(few)["rows"] = rows
+    return few
+
+
+def narrow(shape: ModelConfig, task: Task, seed: int) -> HookedTransformer:
+    """A model with the layers and heads of ``shape`` and next to no width: its steps cost nothing."""
+    thin = shape.model_copy(update={"d_model": 2 * shape.n_heads, "d_mlp": 4})
+    return build(thin, task.d_vocab, task.n_ctx, seed)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast the true model is trained here, and what it holds meanwhile.
+
+    ``flops`` a second in forward and backward passes, ``update`` seconds a step for what does not depend on the
+    rows (AdamW, most of all), both from steps of ``rows`` rows. ``activations`` are the bytes kept of a row for the
+    backward pass, ``relaid`` those of weights that are kept in another order.
+    """
+
+    flops: float
+    update: float
+    rows: int
+    activations: int
+    relaid: int
+
+    def seconds(self, ledger: Ledger) -> float:
+        """The time of one step that costs so much."""
+        return self.update + ledger.flops / self.flops
+
+
+def pace(model: HookedTransformer, task: Task, micro_batch: int, context: Context) -> Pace:
+    """Times two steps of pretraining at two numbers of rows, doubled until they differ enough or fill a micro-batch."""
+    rows = 1
+    short, long = (_step_seconds(model, task, count, context) for count in (1, 2))
+    while long - short < ENOUGH and 4 * rows <= micro_batch:
+        rows *= 2
+        short, long = long, _step_seconds(model, task, 2 * rows, context)
+    # a busy machine can make the longer step the shorter one: then all of it counts as passes
+    each = (long - short) / rows if long > short else long / (2 * rows)
+    cost = step_cost(model, 1, task.n_ctx, passes=3).flops
+    one, two = (_kept_bytes(model, task, count, context) for count in (1, 2))
+    return Pace(cost / each, max(0.0, short - rows * each), 2 * rows, two - one, 2 * one - two)
+
+
+def forward_seconds(model: HookedTransformer, task: Task, splits: tuple[str, ...], pace: Pace) -> float:
+    """The time of one look at all rows of some splits."""
+    rows = sum(len(task.rows(split)) for split in splits)
+    return step_cost(model, rows, task.n_ctx, passes=1).flops / pace.flops
+
+
+def scaled(one: Ledger, model: HookedTransformer, thin: HookedTransformer, task: Task, rows: int) -> Ledger:
+    """The cost of a step of ``rows`` rows of ``model``, from that of a step of one row of ``thin``."""
+    width = flops_per_token(model, task.n_ctx - 1) / flops_per_token(thin, task.n_ctx - 1)
+    return Ledger(flops=one.flops * width * rows, tokens=one.tokens * rows, steps=1)
+
+
+def peak_bytes(parameters: int, pace: Pace, micro_batch: int) -> int:
+    """What a distilling process holds at most, in float32."""
+    return COPIES * 4 * parameters + pace.relaid + pace.activations * micro_batch
+
+
+def _loss(model: torch.nn.Module, task: Task, rows: int, context: Context, step: int) -> torch.Tensor:
+    batch = task.batch("pretrain", rows, context.seed, step)
+    tokens, mask = batch.tokens.to(context.device), batch.answer_mask.to(context.device)
+    return losses.next_token(model(tokens[:, :-1], return_type="logits"), tokens, mask)
+
+
+def _step_seconds(model: HookedTransformer, task: Task, rows: int, context: Context) -> float:
+    settings = FitConfig(steps=2, batch_size=rows, learning_rate=1e-5, warmup=0)
+    alone = replace(context, folder=None, report=None)
+    spent = fit(model, settings, lambda m, step: _loss(m, task, rows, context, step), alone).ledger
+    # with one thread a process is as long as it computes; on an accelerator it waits
+    return (spent.cpu_seconds if context.device == "cpu" else spent.seconds) / 2
+
+
+def _kept_bytes(model: HookedTransformer, task: Task, rows: int, context: Context) -> int:
+    """Bytes that autograd keeps of so many rows, each tensor once and no parameter."""
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage()
+        if place.data_ptr() not in own:
+            kept[place.data_ptr()] = place.nbytes()
+        return tensor
+
+    held = model.to(context.device, print_details=False)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _loss(held, task, rows, context, 0)
+    return sum(kept.values())
