@@ -16,8 +16,8 @@ from undo_probe.errors import UndoProbeError
 from undo_probe.files import digest
 from undo_probe.randomness import derive_seed
 from undo_probe.records import TaskWords
-from undo_probe.tasks.pool import Pool
-from undo_probe.tasks.protocol import Batch, Metric, TokenSet, check_disjoint
+from undo_probe.tasks.pool import Pool, Pooled, best_constants
+from undo_probe.tasks.protocol import TokenSet, check_disjoint
 
 VOCABULARY: tuple[str, ...] = tuple("0123456789+-*/=; ")
 _ID = {character: index for index, character in enumerate(VOCABULARY)}
@@ -38,7 +38,7 @@ MIXTURES: dict[str, tuple[str, ...]] = {
 }
 
 
-class ArithmeticTask:
+class ArithmeticTask(Pooled):
     """The arithmetic task with its splits drawn from ``seed``.
 
     A family holds every row that follows from one fact: ``a x b``, ``b x a`` and both quotients, or
@@ -49,7 +49,6 @@ class ArithmeticTask:
     d_vocab: int = len(VOCABULARY)
     n_ctx: int = _PROMPT + _ANSWER
     vocabulary: tuple[str, ...] = VOCABULARY
-    metric: Metric = "exact"
     forget_operations: tuple[str, ...] = FORGET
     retain_operations: tuple[str, ...] = RETAIN
     probe_targets: tuple[str, ...] = ("first_digit", "tens", "units")
@@ -71,18 +70,6 @@ class ArithmeticTask:
         settings = config.model_dump(mode="json", exclude=set(WORDED))
         self.fingerprint = digest({"task": settings, "split_seed": seed, "rows": 1})
 
-    def rows(self, split: str) -> TokenSet:
-        """All rows of ``split``, in a fixed order."""
-        if split not in self._sets:
-            raise UndoProbeError(f"arithmetic has no split {split!r}: it has {', '.join(sorted(self._sets))}")
-        return self._sets[split]
-
-    def batch(self, mixture: str, size: int, seed: int, step: int) -> Batch:
-        """``size`` rows, the operations of the mixture drawn evenly, rows drawn with replacement."""
-        if mixture not in self._pools:
-            raise UndoProbeError(f"arithmetic has no mixture {mixture!r}: it has {', '.join(MIXTURES)}")
-        return self._pools[mixture].batch(size, seed, step)
-
     def context_features(self, rows: TokenSet) -> np.ndarray:
         """Operation and every operand digit of the prompt, one-hot."""
         prompt = rows.tokens[:, : _PROMPT - 1]
@@ -91,11 +78,7 @@ class ArithmeticTask:
 
     def chance(self) -> dict[str, float]:
         """Accuracy of the best constant answer over all rows of each operation."""
-        labels = pd.concat([part.labels for part in self._sets.values()])
-        return {
-            str(op): float(part["result"].value_counts(normalize=True).iloc[0])
-            for op, part in labels.groupby("operation")
-        }
+        return best_constants(pd.concat([part.labels for part in self._sets.values()]), "result")
 
     def decode(self, tokens: Int[Tensor, " pos"]) -> str:
         """The characters of ``tokens``."""

@@ -24,12 +24,10 @@ from undo_probe.errors import UndoProbeError
 from undo_probe.files import digest
 from undo_probe.randomness import derive_seed
 from undo_probe.records import TaskWords
-from undo_probe.tasks.pool import Pool
+from undo_probe.tasks.pool import Pool, Pooled, best_constants
 from undo_probe.tasks.protocol import (
     FORGET_SPLITS,
     RETAIN_SPLITS,
-    Batch,
-    Metric,
     TokenSet,
     check_disjoint,
     join,
@@ -82,7 +80,7 @@ TRAINED = "_trained"
 _EVERYBODY = ("retain_train", *(f"{split}{TRAINED}" for split in FORGET_SPLITS))
 
 
-class InventedTask:
+class InventedTask(Pooled):
     """Facts about invented people, with everything about them drawn from ``seed``.
 
     A family is a person: all questions about one. ``forget_V_trained`` and its like are the questions that models
@@ -91,7 +89,6 @@ class InventedTask:
 
     name: str = "invented"
     n_ctx: int = _PROMPT + 1
-    metric: Metric = "exact"
     probe_targets: tuple[str, ...] = ("answer",)
     extra_splits: tuple[str, ...] = (f"forget_V{TRAINED}",)
 
@@ -115,18 +112,6 @@ class InventedTask:
         self._pools = {name: self._pool(name) for name in self._mixtures}
         self.fingerprint = digest({"task": config.model_dump(mode="json"), "split_seed": seed, "rows": 1})
 
-    def rows(self, split: str) -> TokenSet:
-        """All rows of ``split``, in a fixed order."""
-        if split not in self._sets:
-            raise UndoProbeError(f"invented has no split {split!r}: it has {', '.join(sorted(self._sets))}")
-        return self._sets[split]
-
-    def batch(self, mixture: str, size: int, seed: int, step: int) -> Batch:
-        """``size`` rows: sides of the mixture and relations drawn evenly, rows drawn with replacement."""
-        if mixture not in self._pools:
-            raise UndoProbeError(f"invented has no mixture {mixture!r}: it has {', '.join(self._mixtures)}")
-        return self._pools[mixture].batch(size, seed, step)
-
     def context_features(self, rows: TokenSet) -> np.ndarray:
         """First name, last name, and which relation is asked in which wording, one-hot."""
         labels = rows.labels
@@ -139,10 +124,7 @@ class InventedTask:
 
     def chance(self) -> dict[str, float]:
         """Accuracy of the best constant answer over all people, for each relation."""
-        return {
-            str(relation): float(part["answer"].value_counts(normalize=True).iloc[0])
-            for relation, part in self._facts.groupby("operation")
-        }
+        return best_constants(self._facts, "answer")
 
     def decode(self, tokens: Int[Tensor, " pos"]) -> str:
         """The words of ``tokens``."""

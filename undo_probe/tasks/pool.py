@@ -1,12 +1,45 @@
-"""The rows of a mixture, from which the batch of any step is drawn."""
+"""Rows made beforehand: by split, and by mixture as a pool from which the batch of any step is drawn."""
 
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 
+from undo_probe.errors import UndoProbeError
 from undo_probe.randomness import generator
-from undo_probe.tasks.protocol import Batch, TokenSet
+from undo_probe.tasks.protocol import Batch, Metric, TokenSet
+
+
+class Pooled:
+    """What tasks share whose rows are all made beforehand: ``_sets`` by split, ``_pools`` by mixture."""
+
+    name: str
+    metric: Metric = "exact"
+    _sets: Mapping[str, TokenSet]
+    _pools: Mapping[str, "Pool"]
+
+    def rows(self, split: str) -> TokenSet:
+        """All rows of ``split``, in a fixed order."""
+        if split not in self._sets:
+            raise UndoProbeError(
+                f"{self.name} has no split {split!r}: it has {', '.join(sorted(self._sets))}"
+            )
+        return self._sets[split]
+
+    def batch(self, mixture: str, size: int, seed: int, step: int) -> Batch:
+        """``size`` rows: the groups of the mixture by their shares, the rows of a group with replacement."""
+        if mixture not in self._pools:
+            raise UndoProbeError(f"{self.name} has no mixture {mixture!r}: it has {', '.join(self._pools)}")
+        return self._pools[mixture].batch(size, seed, step)
+
+
+def best_constants(labels: pd.DataFrame, label: str) -> dict[str, float]:
+    """By operation, how often the most frequent value of a label comes: what a constant answer scores."""
+    return {
+        str(operation): float(part[label].value_counts(normalize=True).iloc[0])
+        for operation, part in labels.groupby("operation")
+    }
 
 
 class Pool:

@@ -25,8 +25,8 @@ from undo_probe.randomness import derive_seed
 from undo_probe.records import TaskWords
 from undo_probe.tasks import arithmetic, background, wordings
 from undo_probe.tasks.arithmetic import FORGET, MIXTURES, RETAIN, VOCABULARY
-from undo_probe.tasks.pool import Pool
-from undo_probe.tasks.protocol import Batch, TokenSet, check_disjoint, join
+from undo_probe.tasks.pool import Pool, Pooled, best_constants
+from undo_probe.tasks.protocol import TokenSet, check_disjoint, join
 
 WORDS = " words"
 """Suffix of the operation of a word problem."""
@@ -37,7 +37,7 @@ _ANSWER = 4
 _WITH_TEXT = ("pretrain", "matched", "retain", "distill", "attack_mixed")
 
 
-class WordedArithmeticTask:
+class WordedArithmeticTask(Pooled):
     """Arithmetic as :class:`undo_probe.tasks.arithmetic.ArithmeticTask`, asked in words too."""
 
     name: str = "arithmetic"
@@ -71,18 +71,6 @@ class WordedArithmeticTask:
         what = {"task": settings, "split_seed": seed, "rows": "words 1", "background": digest(text)}
         self.fingerprint = digest(what)
 
-    def rows(self, split: str) -> TokenSet:
-        """All questions of ``split`` that are asked, equations first."""
-        if split not in self._sets:
-            raise UndoProbeError(f"arithmetic has no split {split!r}: it has {', '.join(sorted(self._sets))}")
-        return self._sets[split]
-
-    def batch(self, mixture: str, size: int, seed: int, step: int) -> Batch:
-        """``size`` rows: text, forms and operations by their shares, rows drawn with replacement."""
-        if mixture not in self._pools:
-            raise UndoProbeError(f"arithmetic has no mixture {mixture!r}: it has {', '.join(MIXTURES)}")
-        return self._pools[mixture].batch(size, seed, step)
-
     def context_features(self, rows: TokenSet) -> np.ndarray:
         """Operation with form, wording and every operand digit, one-hot."""
         digits = [rows.labels[name] // power % 10 for name in "ab" for power in (1, 10, 100)]
@@ -92,11 +80,7 @@ class WordedArithmeticTask:
 
     def chance(self) -> dict[str, float]:
         """Accuracy of the best constant answer over all questions of each operation and form."""
-        labels = pd.concat([part.labels for part in self._sets.values()])
-        return {
-            str(op): float(part["result"].value_counts(normalize=True).iloc[0])
-            for op, part in labels.groupby("operation")
-        }
+        return best_constants(pd.concat([part.labels for part in self._sets.values()]), "result")
 
     def decode(self, tokens: Int[Tensor, " pos"]) -> str:
         """The text of ``tokens``, with a space on either side of a word."""
