@@ -14,7 +14,7 @@ from undo_probe.tasks import Task, TokenSet
 from undo_probe.training import Context, fit, step_cost
 
 ENOUGH = 1.0
-"""Seconds by which a step with twice the rows must take longer to tell the time of a row."""
+"""Seconds by which a step with four times the rows must take longer to tell the time of a row."""
 COPIES = 7
 """Tensors the size of the model in a distilling process: both parents, the frozen teacher, the student, its
 gradient and AdamW's two moments."""
@@ -59,17 +59,17 @@ class Pace:
 
 
 def pace(model: HookedTransformer, task: Task, micro_batch: int, context: Context) -> Pace:
-    """Times two steps of pretraining at two numbers of rows, doubled until they differ enough or fill a micro-batch."""
-    rows = 1
-    short, long = (_step_seconds(model, task, count, context) for count in (1, 2))
+    """Times steps of pretraining with 2, 8, 32, ... rows, until two differ enough or a micro-batch is full."""
+    few, rows = 2, 8
+    short, long = (_step_seconds(model, task, count, context) for count in (few, rows))
     while long - short < ENOUGH and 4 * rows <= micro_batch:
-        rows *= 2
-        short, long = long, _step_seconds(model, task, 2 * rows, context)
+        few, rows = rows, 4 * rows
+        short, long = long, _step_seconds(model, task, rows, context)
     # a busy machine can make the longer step the shorter one: then all of it counts as passes
-    each = (long - short) / rows if long > short else long / (2 * rows)
+    each = (long - short) / (rows - few) if long > short else long / rows
     cost = step_cost(model, 1, task.n_ctx, passes=3).flops
     one, two = (_kept_bytes(model, task, count, context) for count in (1, 2))
-    return Pace(cost / each, max(0.0, short - rows * each), 2 * rows, two - one, 2 * one - two)
+    return Pace(cost / each, max(0.0, short - few * each), rows, two - one, 2 * one - two)
 
 
 def forward_seconds(model: HookedTransformer, task: Task, splits: tuple[str, ...], pace: Pace) -> float:
