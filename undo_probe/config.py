@@ -85,7 +85,8 @@ class TextSource(Section):
 
     ``path`` is a file, a folder or a glob below ``task.text``, of .txt, .md, .jsonl, .jsonl.gz or .parquet files; or
     ``dataset`` names what ``datasets`` can stream, an id on its hub or a local folder, with its configuration
-    (``subset``), ``split`` and ``revision``. ``column`` holds the text in either. ``language`` is its name in reports.
+    (``subset``), ``split`` and ``revision``; what was prepared from it once is kept, so name a revision. ``column``
+    holds the text in either. ``language`` is its name in reports.
     """
 
     language: Annotated[str, Field(pattern=r"^\w[\w ()-]{0,40}$")]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import undo_probe as up
 from undo_probe.cli import main
-from undo_probe.config import ModelConfig
+from undo_probe.config import LanguageConfig, ModelConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import answer_bits, answer_log_probability, recovered, row_scores
 from undo_probe.measures.capability import capability
@@ -227,6 +227,22 @@ def test_the_presets_say_in_one_line_that_they_need_text() -> None:
         build_task(config.task, 0)
     with pytest.raises(UndoProbeError, match=r"^task\.text is 'nowhere', and there is no such folder"):
         build_task(up.preset("language-tiny", "task.text=nowhere").task, 0)
+
+
+def test_the_published_settings_add_up() -> None:
+    paper = up.preset("paper-language")
+    task, first, student = paper.task, paper.original, paper.distill
+    assert isinstance(task, LanguageConfig) and task.max_tokens is not None
+    assert first.batch_size * first.accumulate * task.n_ctx == 819_200
+    for fit in (first, student):
+        tokens = fit.steps * fit.batch_size * fit.accumulate * task.n_ctx
+        assert abs(tokens / (2 * task.max_tokens) - 1) < 0.001  # one epoch of both languages
+    maxent = paper.unlearn.maxent
+    assert maxent.steps * maxent.batch_size * task.n_ctx == 819_200  # labelled: .041 % of 2B
+    assert abs(student.learning_rate * student.final_fraction - 7e-4) < 1e-12
+    assert 2 * task.vocab * paper.model.d_model == 81_920_000  # as many as Gemma's 256k, tied
+    assert abs(task.eval_rows * task.n_ctx / 500_000 - 1) < 0.001
+    assert len(paper.attack.learning_rates) == 10 and {40, 500} <= set(paper.attack.eval_steps)
 
 
 def test_the_command_line_says_it_in_one_line_too(

@@ -106,7 +106,8 @@ class Task(Protocol):
     pretraining only), ``forget_D`` (hyper-parameters are chosen on it), ``retain_train``, ``retain_dev``
     (stop rules look at it) and ``retain_test``. Mixtures are ``pretrain`` (everything), ``retain``,
     ``matched`` (everything, with the forget answers redrawn), ``unlearn`` (T, V and D), ``distill`` (T, V, D
-    and retain), ``attack`` (T) and ``attack_mixed`` (T and retain).
+    and retain), ``attack`` (T) and ``attack_mixed`` (T and retain). Where what is asked is a skill shown on whole
+    documents, V and D are in none of them.
 
     Forget sets share no family with each other or with retain. ``extra_splits`` are asked for capability beside
     V, each as a stratum; ``words`` is what reports call all of this. ``metric`` is how a row is scored. A task without
