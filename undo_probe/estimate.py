@@ -7,7 +7,7 @@ from typing import Any
 from undo_probe.attacks.recipes import Recipe, recipes
 from undo_probe.attacks.relearn import EVALUATED, attack_once
 from undo_probe.config import RunConfig
-from undo_probe.extrapolate import COPIES, forward_seconds, glimpse, narrow, pace, peak_bytes, scaled
+from undo_probe.extrapolate import COPIES, forward_seconds, glimpse, narrow, pace, peak_bytes, scaled, spent
 from undo_probe.files import digest
 from undo_probe.models import HookedTransformer, build
 from undo_probe.pipeline import KINDS, length_of, split_seed
@@ -212,10 +212,10 @@ class _Tried:
         each = Ledger(
             flops=(long.flops - short.flops) / more,
             tokens=(long.tokens - short.tokens) // more,
-            cpu_seconds=max(0.0, _time(long, device) - _time(short, device)) / more,
+            cpu_seconds=max(0.0, spent(long, device) - spent(short, device)) / more,
             steps=1,
         )
-        return each, max(0.0, _time(short, device) - SHORT * each.cpu_seconds) / 2
+        return each, max(0.0, spent(short, device) - SHORT * each.cpu_seconds) / 2
 
     def peak(self) -> int:
         """The most memory that this process had."""
@@ -246,11 +246,6 @@ class _Extrapolated:
     def peak(self) -> int:
         """What a distilling process will need."""
         return peak_bytes(sum(p.numel() for p in self._model.parameters()), self._pace, self._micro)
-
-
-def _time(ledger: Ledger, device: str) -> float:
-    # with one thread a process is as long as it computes; on an accelerator it waits
-    return ledger.cpu_seconds if device == "cpu" else ledger.seconds
 
 
 def _line(name: str, price: Price, steps: int, eval_every: int) -> Line:

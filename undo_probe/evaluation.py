@@ -12,16 +12,17 @@ from undo_probe.models import HookedTransformer
 from undo_probe.tasks import Metric, Task, TokenSet
 
 LOGITS = 2**24
-"""Numbers of a forward pass's logits that are held at once where a row's bits are taken."""
+"""Numbers of a forward pass's logits that are held at once: with a large vocabulary a batch has few rows."""
 
 
 def _logits(model: HookedTransformer, rows: TokenSet, size: int) -> Iterator[tuple[slice, Tensor]]:
     """Logits at every position but the last, which predicts nothing."""
     device = next(model.parameters()).device
+    size = max(1, min(size, LOGITS // (rows.tokens.shape[1] * model.cfg.d_vocab)))
     with torch.no_grad():
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
-            yield part, model(rows.tokens[part, :-1].to(device), return_type="logits").float().cpu()
+            yield part, model(rows.tokens[part, :-1].to(device), return_type="logits").float()
 
 
 def row_scores(model: HookedTransformer, rows: TokenSet, metric: Metric) -> np.ndarray:
@@ -54,19 +55,7 @@ def recovered(value: float, goal: float, tolerance: float, metric: Metric) -> bo
 
 def answer_bits(model: HookedTransformer, rows: TokenSet) -> np.ndarray:
     """Cross-entropy of each row's whole answer in bits, float64, shape (row,)."""
-    device = next(model.parameters()).device
-    size = max(1, LOGITS // (rows.tokens.shape[1] * model.cfg.d_vocab))
-    total = np.zeros(len(rows))
-    with torch.no_grad():
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
-            tokens, mask = rows.tokens[part].to(device), rows.answer_mask[part, 1:].to(device)
-            logits = model(tokens[:, :-1], return_type="logits").float()
-            nats = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
-            )
-            total[part] = (nats.view(mask.shape) * mask).double().sum(dim=1).cpu().numpy() / math.log(2)
-    return total
+    return -answer_log_probability(model, rows) / math.log(2)
 
 
 def answers_correct(model: HookedTransformer, rows: TokenSet, size: int = 1024) -> np.ndarray:
@@ -80,18 +69,18 @@ def answers_correct(model: HookedTransformer, rows: TokenSet, size: int = 1024) 
     """
     correct = np.zeros(len(rows), dtype=bool)
     for part, logits in _logits(model, rows, size):
-        hit = logits.argmax(dim=-1) == rows.tokens[part][:, 1:]
+        hit = logits.argmax(dim=-1).cpu() == rows.tokens[part][:, 1:]
         correct[part] = (hit | ~rows.answer_mask[part][:, 1:]).all(dim=1).numpy()
     return correct
 
 
 def answer_log_probability(model: HookedTransformer, rows: TokenSet, size: int = 1024) -> np.ndarray:
-    """Log-probability of each row's whole answer in nats, shape (row,)."""
+    """Log-probability of each row's whole answer in nats, float64, shape (row,)."""
     total = np.zeros(len(rows))
     for part, logits in _logits(model, rows, size):
-        log_p = logits.log_softmax(dim=-1)
-        each = log_p.gather(-1, rows.tokens[part][:, 1:, None])[..., 0]
-        total[part] = (each * rows.answer_mask[part][:, 1:]).sum(dim=1).numpy()
+        tokens, mask = rows.tokens[part, 1:].to(logits.device), rows.answer_mask[part, 1:].to(logits.device)
+        log_p = logits.log_softmax(dim=-1).gather(-1, tokens[..., None])[..., 0]
+        total[part] = (log_p.double() * mask).sum(dim=1).cpu().numpy()
     return total
 
 

@@ -98,9 +98,13 @@ def _loss(model: torch.nn.Module, task: Task, rows: int, context: Context, step:
 def _step_seconds(model: HookedTransformer, task: Task, rows: int, context: Context) -> float:
     settings = FitConfig(steps=2, batch_size=rows, learning_rate=1e-5, warmup=0)
     alone = replace(context, folder=None, report=None)
-    spent = fit(model, settings, lambda m, step: _loss(m, task, rows, context, step), alone).ledger
-    # with one thread a process is as long as it computes; on an accelerator it waits
-    return (spent.cpu_seconds if context.device == "cpu" else spent.seconds) / 2
+    done = fit(model, settings, lambda m, step: _loss(m, task, rows, context, step), alone)
+    return spent(done.ledger, context.device) / 2
+
+
+def spent(ledger: Ledger, device: str) -> float:
+    """The seconds that count: with one thread a process is as long as it computes; on an accelerator it waits."""
+    return ledger.cpu_seconds if device == "cpu" else ledger.seconds
 
 
 def _kept_bytes(model: HookedTransformer, task: Task, rows: int, context: Context) -> int:

@@ -16,7 +16,7 @@ import undo_probe as up
 from undo_probe.cli import main
 from undo_probe.config import LanguageConfig, ModelConfig
 from undo_probe.errors import UndoProbeError
-from undo_probe.evaluation import answer_bits, answer_log_probability, recovered, row_scores
+from undo_probe.evaluation import answer_bits, recovered, row_scores
 from undo_probe.measures.capability import capability
 from undo_probe.measures.junk_direction import junk_measures
 from undo_probe.models import build
@@ -327,7 +327,10 @@ def model_of(task: LanguageTask) -> Any:
 def test_a_score_is_the_share_of_a_uniform_guess_that_is_saved(task: LanguageTask) -> None:
     rows, model = task.rows("forget_V"), model_of(task)
     bits = answer_bits(model, rows)
-    assert np.allclose(bits, -answer_log_probability(model, rows) / np.log(2), rtol=1e-5)
+    with torch.no_grad():
+        logits = model(rows.tokens, return_type="logits")[:, :-1].double()
+    surprise = torch.nn.functional.cross_entropy(logits.mT, rows.tokens[:, 1:], reduction="none")
+    assert np.allclose(bits, surprise.sum(dim=1).numpy() / np.log(2), rtol=1e-5)
     scores = row_scores(model, rows, "bits")
     assert np.allclose(scores, 1 - bits / 23 / np.log2(task.d_vocab))
     with torch.no_grad():
