@@ -1,7 +1,8 @@
 """Training throughput of the loop on a HookedTransformer, beside its peers on the same batches.
 
 Peers: the Hugging Face GPT-2 of the same shape in float32, and a plain loop over the library's own HookedTransformer
-(no fused attention, norm or optimiser) under bf16 autocast. Runs alternate; what counts are the ratios of one run.
+(no fused attention, norm or optimiser), in float32 and under bf16 autocast. Runs alternate; what counts are the ratios
+of one run. Beside them, what bf16 can give on this processor: one product of the MLP in both precisions.
 
     python benchmarks/throughput.py --threads 1
 """
@@ -83,6 +84,22 @@ def ours(model: HookedTransformer, tokens: torch.Tensor, asked: argparse.Namespa
     return done.ledger.seconds
 
 
+def products(asked: argparse.Namespace) -> float:
+    """How much faster the MLP's product is in bf16 than in float32: below 1 where the processor is slower at it."""
+    states, weight = (
+        torch.randn(asked.rows * asked.context, asked.width),
+        torch.randn(asked.width, 4 * asked.width),
+    )
+    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    for _ in range(20 * asked.repeats):
+        for dtype, found in seconds.items():
+            left, right = states.to(dtype), weight.to(dtype)
+            begin = time.perf_counter()
+            left @ right
+            found.append(time.perf_counter() - begin)
+    return statistics.median(seconds[torch.float32]) / statistics.median(seconds[torch.bfloat16])
+
+
 def main() -> None:
     """Alternates the loops and prints medians and ratios."""
     asked = parser.parse_args()
@@ -101,6 +118,9 @@ def main() -> None:
         "plain HookedTransformer loop, bf16 autocast": lambda: loop(
             lambda t: library(t, return_type="logits"), library.parameters(), tokens, asked.steps, True
         ),
+        "plain HookedTransformer loop, float32": lambda: loop(
+            lambda t: library(t, return_type="logits"), library.parameters(), tokens, asked.steps, False
+        ),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(asked.repeats + 1):
@@ -113,8 +133,9 @@ def main() -> None:
     for name, value in rate.items():
         print(f"{name:46}{value:9.0f} tokens/s")
     names = list(rate)
-    for one, other in ((names[0], names[1]), (names[2], names[3])):
-        print(f"{one} / {other}: {rate[one] / rate[other]:.2f}")
+    for one, other in ((0, 1), (2, 4), (2, 3), (0, 4), (3, 4)):
+        print(f"{names[one]} / {names[other]}: {rate[names[one]] / rate[names[other]]:.2f}")
+    print(f"a matrix product alone, bf16 / float32: {products(asked):.2f}")
 
 
 if __name__ == "__main__":

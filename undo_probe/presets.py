@@ -24,9 +24,12 @@ from undo_probe.config import (
     ModelConfig,
     NoiseConfig,
     ProbeConfig,
+    RepNoiseConfig,
     RMUConfig,
     RunConfig,
+    SAMConfig,
     ScoreConfig,
+    SimNPOConfig,
     UnlearnConfig,
 )
 from undo_probe.errors import UndoProbeError
@@ -71,21 +74,27 @@ FACTS_TINY = RunConfig(
     task=InventedConfig(),
     model=ModelConfig(n_layers=4, normalization="RMS"),
     original=FitConfig(steps=2000, batch_size=256, learning_rate=3e-3, eval_every=50),
+    # MaxEnt leaves the right answer barely the likeliest, or destroys it; on D, SimNPO hides it and spares W most
     unlearn=UnlearnConfig(
+        method="simnpo",
+        also=("maxent", "graddiff", "rmu"),
+        simnpo=SimNPOConfig(steps=300, batch_size=256, learning_rate=3e-4, retain_weight=1.0),
         maxent=MaxEntConfig(steps=150, batch_size=256, learning_rate=5e-4, retain_weight=3.0),
         graddiff=GradDiffConfig(steps=150, batch_size=256, learning_rate=5e-4, retain_weight=3.0),
-        # c is three times the norm of the states there; no LayerNorm removes what u has along all ones
+        # c is six times the norm of the states there; no LayerNorm removes what u has along all ones
         rmu=RMUConfig(
             steps=600,
             batch_size=256,
             learning_rate=2e-3,
             schedule="cosine",
             layer=1,
-            c=60.0,
+            c=120.0,
             retain_weight=30.0,
             target="uniform",
             tensors=("mlp.W_out",),
         ),
+        sam=SAMConfig(steps=300, batch_size=256, learning_rate=1e-3, retain_weight=3.0),
+        repnoise=RepNoiseConfig(steps=150, batch_size=256, learning_rate=5e-4, retain_weight=3.0),
     ),
     # repair takes 20 steps at a low alpha, so the stop rule has to look often
     distill=DistillConfig(steps=1200, batch_size=256, eval_every=5),
