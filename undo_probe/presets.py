@@ -115,11 +115,11 @@ LANGUAGE_TINY = RunConfig(
         # gradient ascent is without bound and wrecks both languages when it goes on; RMU has a hundred ablations
         also=("graddiff",),
         maxent=MaxEntConfig(steps=60, batch_size=16, learning_rate=1e-3, retain_weight=3.0),
-        graddiff=GradDiffConfig(steps=20, batch_size=16, learning_rate=3e-4, retain_weight=3.0),
+        graddiff=GradDiffConfig(steps=20, batch_size=16, learning_rate=6e-4, retain_weight=3.0),
         rmu=RMUConfig(batch_size=16),
     ),
-    noise=NoiseConfig(alphas=(0.4, 0.8)),
-    distill=DistillConfig(steps=200, batch_size=32, learning_rate=2e-3, eval_every=10),
+    noise=NoiseConfig(alphas=(0.4, 0.6, 0.8)),
+    distill=DistillConfig(steps=400, batch_size=32, learning_rate=2e-3, eval_every=10),
     attack=AttackConfig(
         learning_rates=(3e-4, 1e-3, 3e-3),
         steps=40,
