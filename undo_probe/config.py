@@ -5,7 +5,7 @@ Longer than 400 lines because it is the whole schema, a short class for each sec
 
 import re
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
@@ -20,6 +20,13 @@ class Section(BaseModel):
     """A part of the configuration: frozen, strict about names and types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    later: ClassVar[tuple[str, ...]] = ()
+    """Settings that came after results had been stored: while at their default they are in no store key."""
+
+    def identity(self) -> dict[str, Any]:
+        """What a store key holds of this section."""
+        new = {name for name in self.later if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude=new)
 
 
 def _refuse_twice(key: str, numbers: tuple[float, ...]) -> None:
@@ -199,6 +206,18 @@ class FitConfig(Section):
     accumulate: Count = 1
     sharpness: Annotated[float, Field(ge=0.0)] = 0.0
     eval_every: Count = 20
+
+
+class OriginalConfig(FitConfig):
+    """How the original is trained; or ``source``, which it is loaded from.
+
+    A source is a folder that ``save_model`` of undo_probe or ``save_pretrained`` of transformers wrote, or an id on the
+    Hugging Face hub with its ``revision``. The shape is then the source's, the section ``model`` is not looked at, and
+    nothing is trained here; a run has no oracles, for nobody has the data that the source was trained on.
+    """
+
+    source: str = ""
+    revision: str = "main"
 
 
 class UnlearnFit(FitConfig):
@@ -531,7 +550,7 @@ class RunConfig(Section):
     threads: Count = 1
     task: TaskConfig = ArithmeticConfig()
     model: ModelConfig = ModelConfig()
-    original: FitConfig = FitConfig(steps=1500, batch_size=128, learning_rate=4e-3)
+    original: OriginalConfig = OriginalConfig(steps=1500, batch_size=128, learning_rate=4e-3)
     unlearn: UnlearnConfig = UnlearnConfig()
     noise: NoiseConfig = NoiseConfig()
     distill: DistillConfig = DistillConfig()
@@ -541,23 +560,48 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.unlearn.rmu.layer >= self.model.n_layers:
-            raise ValueError(
-                f"unlearn.rmu.layer is {self.unlearn.rmu.layer}, but the model has layers 0..{self.model.n_layers - 1}"
-            )
-        self._check_places("noise", self.noise)
+        if self.original.source:
+            self._check_arms()
+        else:
+            self.check_places(self.model.n_layers, self.model.n_heads, "the model")
         for name, variation in self.arms.variations.items():
-            self._check_places(f"arms.variations.{name}.noise", self.varied(name, variation)[0])
+            self.varied(name, variation)
         return self
 
-    def _check_places(self, key: str, rule: NoiseRule) -> None:
-        """Refuses layers and heads that the model does not have."""
-        places = [(layer, 0, str(layer)) for layer in rule.layers or ()]
-        places += [(*map(int, head.split(".")), head) for head in rule.heads or ()]
-        for layer, head, text in places:
-            if layer >= self.model.n_layers or head >= self.model.n_heads:
-                size = f"{self.model.n_layers} layers of {self.model.n_heads} heads"
-                raise ValueError(f"{key} names {text}, but the model has {size}, counted from 0")
+    def _check_arms(self) -> None:
+        """Refuses what cannot be had where the original is not trained here."""
+        need = {
+            "second_seed": self.arms.second_seed,
+            "oracle_matching": self.arms.oracle_matching,
+            "placebo_alphas": self.arms.placebo_alphas,
+        }
+        asked = [name for name, value in need.items() if value]
+        if asked:
+            raise ValueError(
+                f"arms.{asked[0]} needs models that were trained from scratch, but the original comes from "
+                f"original.source ({self.original.source}): leave it out, or train the original here"
+            )
+
+    def check_places(self, n_layers: int, n_heads: int, whose: str) -> None:
+        """Refuses layers and heads that a model of this size does not have; ``whose`` names it.
+
+        Raises:
+            ValueError: a setting names one.
+        """
+        if self.unlearn.rmu.layer >= n_layers:
+            raise ValueError(
+                f"unlearn.rmu.layer is {self.unlearn.rmu.layer}, but {whose} has layers 0..{n_layers - 1}"
+            )
+        rules: dict[str, NoiseRule] = {"noise": self.noise}
+        for name, variation in self.arms.variations.items():
+            rules[f"arms.variations.{name}.noise"] = self.varied(name, variation)[0]
+        for key, rule in rules.items():
+            places = [(layer, 0, str(layer)) for layer in rule.layers or ()]
+            places += [(*map(int, head.split(".")), head) for head in rule.heads or ()]
+            for layer, head, text in places:
+                if layer >= n_layers or head >= n_heads:
+                    size = f"{n_layers} layers of {n_heads} heads"
+                    raise ValueError(f"{key} names {text}, but {whose} has {size}, counted from 0")
 
     def varied(self, name: str, variation: Variation) -> tuple[NoiseRule, DistillConfig, UnlearnFit]:
         """The noise rule, the distillation and the teacher's settings of a variation.

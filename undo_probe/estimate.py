@@ -14,7 +14,7 @@ from undo_probe.pipeline import KINDS, length_of, split_seed
 from undo_probe.plan import QUICK, Step, plan
 from undo_probe.records import Ledger
 from undo_probe.stages.pretrain import WATCHED
-from undo_probe.tasks import Task, build_task
+from undo_probe.tasks import Task, asked_task, build_task
 from undo_probe.training import Context, resolve_device, step_cost
 
 SHORT, LONG = 2, 8
@@ -118,7 +118,7 @@ def estimate(config: RunConfig) -> Estimate:
     Raises:
         UndoProbeError: the configuration asks for a device or a task that is not there.
     """
-    task = build_task(config.task, split_seed(config))
+    task = build_task(asked_task(config), split_seed(config))
     context = Context(config.seed, resolve_device(config.device), config.precision, config.threads)
     model = build(config.model, task.d_vocab, task.n_ctx, config.seed)
     rows = config.original.batch_size * config.original.accumulate
@@ -176,7 +176,7 @@ def _attacks(config: RunConfig, prices: "_Tried | _Extrapolated", context: Conte
     section = config.attack
     attacked = [step for step in plan(config) if step.arm.stage != "noised" or section.noised]
     lines = []
-    for recipe in recipes(section, config.model.n_layers).values():
+    for recipe in recipes(section, n_layers).values():
         if not recipe.trained:
             lines.append(Line("attacks", len(attacked), 0, 0, 0.0, 0.0))
             continue

@@ -16,13 +16,13 @@ from undo_probe.config import (
     ArmsConfig,
     AttackConfig,
     DistillConfig,
-    FitConfig,
     GradDiffConfig,
     InventedConfig,
     LanguageConfig,
     MaxEntConfig,
     ModelConfig,
     NoiseConfig,
+    OriginalConfig,
     ProbeConfig,
     RMUConfig,
     RunConfig,
@@ -54,7 +54,7 @@ SMOKE = RunConfig(
     name="smoke",
     task=ArithmeticConfig(add_max=12, mul_max=8),
     model=ModelConfig(d_model=32, n_heads=2, d_mlp=64),
-    original=FitConfig(steps=40, batch_size=64, eval_every=20),
+    original=OriginalConfig(steps=40, batch_size=64, eval_every=20),
     unlearn=UnlearnConfig(
         maxent=MaxEntConfig(steps=10, batch_size=32),
         graddiff=GradDiffConfig(steps=10, batch_size=32),
@@ -70,7 +70,7 @@ FACTS_TINY = RunConfig(
     name="facts-tiny",
     task=InventedConfig(),
     model=ModelConfig(n_layers=4, normalization="RMS"),
-    original=FitConfig(steps=2000, batch_size=256, learning_rate=3e-3, eval_every=50),
+    original=OriginalConfig(steps=2000, batch_size=256, learning_rate=3e-3, eval_every=50),
     unlearn=UnlearnConfig(
         maxent=MaxEntConfig(steps=150, batch_size=256, learning_rate=5e-4, retain_weight=3.0),
         graddiff=GradDiffConfig(steps=150, batch_size=256, learning_rate=5e-4, retain_weight=3.0),
@@ -99,7 +99,7 @@ LANGUAGE_TINY = RunConfig(
     name="language-tiny",
     task=LanguageConfig(),
     model=ModelConfig(d_model=96, d_mlp=384, normalization="RMS"),
-    original=FitConfig(
+    original=OriginalConfig(
         steps=500, batch_size=32, learning_rate=4e-3, warmup=50, weight_decay=0.1, eval_every=100
     ),
     unlearn=UnlearnConfig(

@@ -10,12 +10,12 @@ from undo_probe.config import (
     ArmsConfig,
     AttackConfig,
     DistillConfig,
-    FitConfig,
     GradDiffConfig,
     LanguageConfig,
     MaxEntConfig,
     ModelConfig,
     NoiseConfig,
+    OriginalConfig,
     RepNoiseConfig,
     RMUConfig,
     RunConfig,
@@ -92,7 +92,7 @@ PAPER_ARITHMETIC = RunConfig(
     # (unlearning). Their loss is over all tokens of a row, ours over the answers, and all tokens of text
     task=ArithmeticConfig(word_problems=0.5),
     model=_MODEL,
-    original=FitConfig(
+    original=OriginalConfig(
         steps=1000,
         batch_size=_rows(15),
         accumulate=24,
@@ -148,7 +148,7 @@ PAPER_LANGUAGE = RunConfig(
     # paper: Gemma-2 shapes with d_head 128, 4 key heads, gated MLP, soft caps; here d_head is d_model / n_heads
     model=ModelConfig(n_layers=14, d_model=320, n_heads=8, d_mlp=1280, normalization="RMS"),
     # one epoch of 2B tokens in steps of 5 x 80 rows a GPU; how many GPUs is not said
-    original=FitConfig(
+    original=OriginalConfig(
         steps=2441,
         batch_size=5,
         accumulate=80,

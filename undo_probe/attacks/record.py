@@ -84,7 +84,9 @@ def record(
     """
     rows = [row for arm in run.arms for row in run_history(run, arm)]
     for name, own in tables.items():
-        reference = own.get("oracle_matched", next(iter(own.values())))
+        # where there is no oracle, the untrained model is the one that never knew
+        known = [name for name in ("oracle_matched", "random") if name in own]
+        reference = own[known[0]] if known else next(iter(own.values()))
         trained = reference.rates != (UNTRAINED,)
         oracle_rate = reference.best_rate(core) if trained else None
         for arm in arms:

@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from undo_probe.config import ArithmeticConfig, InventedConfig, LanguageConfig
+from undo_probe.config import ArithmeticConfig, InventedConfig, LanguageConfig, RunConfig, TaskConfig
 from undo_probe.tasks.protocol import Batch, Metric, Task, TokenSet
 
 __all__ = ["TASKS", "Batch", "Metric", "Task", "TokenSet", "build_task"]
@@ -38,7 +38,12 @@ def _built(name: str, settings: str, seed: int) -> Task:
     return TASKS[name](settings, seed)
 
 
-def build_task(config: ArithmeticConfig | InventedConfig | LanguageConfig, seed: int) -> Task:
+def asked_task(config: RunConfig) -> TaskConfig:
+    """The task section of a run."""
+    return config.task
+
+
+def build_task(config: TaskConfig, seed: int) -> Task:
     """The task that a run's ``task`` section describes.
 
     The last few are kept: a worker process runs many short jobs on one task.
