@@ -148,10 +148,84 @@ class LanguageConfig(Section):
         return self
 
 
+class QuestionSource(Section):
+    """Where multiple choice questions come from: the columns are those of ``cais/wmdp`` and ``cais/mmlu``.
+
+    ``question`` is text, ``choices`` a list of texts, ``answer`` the number of the right one (from 0) or its letter;
+    ``subject`` may be missing. ``path`` is a .jsonl, .jsonl.gz, .parquet or .csv file below ``task.text`` (in .csv the
+    list is written as JSON); or ``dataset`` names what ``datasets`` loads. ``name`` is what reports say.
+
+    A question is asked after ``shots`` answered ones of its subject, the first of ``shots_path`` or ``shots_split``;
+    before them stands ``header``, in which ``{subject}`` means the subject.
+    """
+
+    name: Annotated[str, Field(pattern=r"^\w[\w ()-]{0,40}$")]
+    path: str = ""
+    dataset: str = ""
+    subset: str = ""
+    split: str = "test"
+    revision: str = ""
+    shots: Annotated[int, Field(ge=0, le=20)] = 0
+    shots_path: str = ""
+    shots_split: str = "dev"
+    header: str = ""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if bool(self.path) == bool(self.dataset):
+            raise ValueError(f"the questions {self.name} need either a path below task.text or a dataset")
+        if self.shots and self.path and not self.shots_path:
+            raise ValueError(f"the questions {self.name} have {self.shots} shots: say where in shots_path")
+        return self
+
+
+class ChoiceConfig(Section):
+    """Multiple choice questions, some to forget and some to keep, answered by a letter.
+
+    ``text`` is the user's folder. ``forget_text``, ``retain_text`` and ``distill_text`` are what is trained on, where
+    given; the questions are then only asked. ``tokenizer`` is a folder or hub id, by default ``original.source``; of a
+    model trained from scratch it is a byte-level BPE of ``vocab`` tokens. Longer questions than ``n_ctx`` tokens are
+    left out. ``permute`` draws the order of the options, so that a letter carries nothing. Questions that share
+    ``near_duplicates`` of their three-word runs are one family (null: only equal ones are, of which one is kept).
+    ``retain_shares`` are those of training, development and test; at most ``max_questions`` of a side are used.
+    """
+
+    name: Literal["choice"] = "choice"
+    text: str = ""
+    forget: QuestionSource = QuestionSource(name="forget", path="forget.jsonl")
+    retain: QuestionSource = QuestionSource(name="retain", path="retain.jsonl")
+    forget_text: TextSource | None = None
+    retain_text: TextSource | None = None
+    distill_text: TextSource | None = None
+    tokenizer: str = ""
+    tokenizer_revision: str = "main"
+    vocab: Annotated[int, Field(ge=270, le=262_144)] = 1024
+    n_ctx: Annotated[int, Field(ge=16, le=8192)] = 256
+    permute: bool = True
+    near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.5
+    max_questions: Count | None = None
+    max_text_tokens: Count | None = None
+    min_characters: Count = 100
+    forget_shares: tuple[Share, Share, Share, Share] = (0.4, 0.4, 0.1, 0.1)
+    retain_shares: tuple[Share, Share, Share] = (0.6, 0.15, 0.25)
+    cache: str = ""
+
+    @model_validator(mode="after")
+    def _two_sides(self) -> Self:
+        if not sum(self.forget_shares) or not sum(self.retain_shares):
+            raise ValueError("task.forget_shares or task.retain_shares are all 0: give each split a share")
+        if self.forget.name == self.retain.name:
+            raise ValueError(
+                f"both sides are called {self.forget.name}: keep some questions and forget others"
+            )
+        return self
+
+
 TASKS: dict[str, type[Section]] = {
     "arithmetic": ArithmeticConfig,
     "invented": InventedConfig,
     "language": LanguageConfig,
+    "choice": ChoiceConfig,
 }
 
 
@@ -165,7 +239,8 @@ def _task_name(section: Any) -> str:
 TaskConfig = Annotated[
     Annotated[ArithmeticConfig, Tag("arithmetic")]
     | Annotated[InventedConfig, Tag("invented")]
-    | Annotated[LanguageConfig, Tag("language")],
+    | Annotated[LanguageConfig, Tag("language")]
+    | Annotated[ChoiceConfig, Tag("choice")],
     Discriminator(_task_name),
 ]
 
