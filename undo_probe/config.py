@@ -305,31 +305,48 @@ class UnlearnFit(FitConfig):
     retain_weight: Annotated[float, Field(ge=0.0)] = 5.0
 
 
-class MaxEntConfig(UnlearnFit):
+class OutputFit(UnlearnFit):
+    """Methods that work on outputs; ``retain_loss = "kl"`` holds the retain outputs to what they were."""
+
+    later: ClassVar[tuple[str, ...]] = ("retain_loss",)
+    retain_loss: Literal["cross_entropy", "kl"] = "cross_entropy"
+
+
+class MaxEntConfig(OutputFit):
     """MaxEnt: forward KL from the uniform distribution on forget answers, cross-entropy on retain."""
 
 
-class GradDiffConfig(UnlearnFit):
+class GradDiffConfig(OutputFit):
     """GradDiff: gradient ascent on forget answers, descent on retain."""
 
 
 class RMUConfig(UnlearnFit):
     """RMU: forget states of one block pushed to ``c * u``, retain states held where they were.
 
-    ``tensors`` name the trained parameters of each block up to ``layer``; ``target`` says how ``u`` is drawn
-    (``centred`` removes the all-ones part, which LayerNorm cannot see).
+    ``tensors`` name the trained parameters of each block up to ``layer``, or only of ``blocks``; ``target`` says how
+    ``u`` is drawn (``centred`` removes the all-ones part, which LayerNorm cannot see).
     """
 
     steps: Steps = 300
     learning_rate: Rate = 1e-3
+    later: ClassVar[tuple[str, ...]] = ("blocks",)
     layer: Steps = 0
+    blocks: tuple[Steps, ...] | None = None
     c: Annotated[float, Field(gt=0.0)] = 20.0
     retain_weight: Annotated[float, Field(ge=0.0)] = 100.0
     target: Literal["uniform", "gaussian", "centred"] = "centred"
     tensors: tuple[str, ...] = ("mlp.W_in", "mlp.b_in", "mlp.W_out", "mlp.b_out")
 
+    @model_validator(mode="after")
+    def _blocks_matter(self) -> Self:
+        above = [block for block in self.blocks or () if block > self.layer]
+        if above or self.blocks == ():
+            what = f"names {above[0]}, which lies behind layer {self.layer}" if above else "is empty"
+            raise ValueError(f"blocks {what}: name blocks up to the layer whose states are moved")
+        return self
 
-class NPOConfig(UnlearnFit):
+
+class NPOConfig(OutputFit):
     """NPO: the forget answers become less likely than in the original; ``beta`` says how soon that is enough."""
 
     beta: Annotated[float, Field(gt=0.0)] = 0.1
@@ -342,7 +359,7 @@ class SimNPOConfig(NPOConfig):
     gamma: float = 0.0
 
 
-class UNDIALConfig(UnlearnFit):
+class UNDIALConfig(OutputFit):
     """UNDIAL: the original's own distribution with the true token's logit lowered by ``strength``."""
 
     strength: Annotated[float, Field(ge=0.0)] = 10.0

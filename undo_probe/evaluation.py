@@ -70,7 +70,7 @@ def option_scores(model: HookedTransformer, rows: TokenSet, size: int = 1024) ->
         raise UndoProbeError(f"the rows of {rows.name} have no options: score them as exact")
     device = next(model.parameters()).device
     size = max(1, min(size, LOGITS // max(model.cfg.d_vocab, rows.tokens.shape[1] * model.cfg.d_model)))
-    right = torch.from_numpy(rows.labels["answer"].to_numpy(dtype=np.int64))
+    right = torch.tensor(rows.labels["answer"].to_numpy(dtype=np.int64))
     reads = torch.as_tensor(rows.read_position).expand(len(rows))
     found: dict[str, list[Tensor]] = {"choice": [], "probability": [], "exact": []}
     with torch.no_grad():

@@ -5,7 +5,7 @@ each is computed once and kept in the stage store before anything that needs it 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from undo_probe.models import HookedTransformer
 from undo_probe.plan import QUICK, UNTIL, Step, plan
 from undo_probe.presets import differences, load_config
 from undo_probe.randomness import derive_seed
-from undo_probe.sources import find_source, shape
+from undo_probe.sources import described, find_source
 from undo_probe.stages import StageResult, unlearn
 from undo_probe.stages import distill as distilling
 from undo_probe.stages import noise as noising
@@ -171,20 +171,19 @@ def recipe(config: RunConfig, until: str = "distilled") -> Recipe:
     """
     if until not in UNTIL:
         raise UndoProbeError(f"until is {until!r}: expected one of {', '.join(UNTIL)}")
-    check_source(config)
+    if config.original.source:
+        check_places(config, described(find_source(config.original.source, config.original.revision)).fields)
     task = build_task(asked_task(config), split_seed(config))
     every = plan(config)
     wanted = [step for step in every if UNTIL.index(step.until) <= UNTIL.index(until)]
     return Recipe(config, task, every, wanted, _keys(every, task))
 
 
-def check_source(config: RunConfig) -> None:
-    """Looks for the model of ``original.source`` and whether it has the layers that the settings name."""
-    if not config.original.source:
-        return
-    layers, heads = shape(find_source(config.original.source, config.original.revision))
+def check_places(config: RunConfig, fields: Mapping[str, Any]) -> None:
+    """Whether a model from elsewhere has the layers and heads that the settings name; ``fields`` are its shape's."""
     try:
-        config.check_places(layers, heads, f"the model of original.source ({config.original.source})")
+        whose = f"the model of original.source ({config.original.source})"
+        config.check_places(fields["n_layers"], fields["n_heads"], whose)
     except ValueError as error:
         raise UndoProbeError(str(error)) from None
 

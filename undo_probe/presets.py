@@ -30,7 +30,7 @@ from undo_probe.config import (
     UnlearnConfig,
 )
 from undo_probe.errors import UndoProbeError
-from undo_probe.published import PAPER_ARITHMETIC, PAPER_LANGUAGE
+from undo_probe.published import PAPER_ARITHMETIC, PAPER_LANGUAGE, PAPER_WMDP
 
 TINY = RunConfig(name="tiny")
 # every arm of the controls, and the sweep again at other lengths and rates; an hour or more on two cores
@@ -128,6 +128,7 @@ PRESETS: dict[str, RunConfig] = {
     "language-tiny": LANGUAGE_TINY,
     "paper-language": PAPER_LANGUAGE,
     "paper-arithmetic": PAPER_ARITHMETIC,
+    "paper-wmdp": PAPER_WMDP,
 }
 
 

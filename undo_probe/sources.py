@@ -73,25 +73,19 @@ def _hash(path: Path, size: int, changed: int) -> str:
     return file_digest(path)
 
 
-def shape(source: Source) -> tuple[int, int]:
-    """Layers and heads, without loading weights."""
-    if source.kind == "checkpoint":
-        fields = read_json(Path(source.place) / META)["config"]
-    else:
-        fields = described(source).fields
-    return fields["n_layers"], fields["n_heads"]
-
-
 def described(source: Source, offline: bool = False) -> Shape:
-    """The shape of a Hugging Face model from its configuration alone.
+    """The shape of a model from its configuration alone.
 
     Args:
-        source: a folder or a hub id.
+        source: where it is.
         offline: ask no network: of a hub id, only the few that are known here.
 
     Raises:
         UndoProbeError: it cannot be read, is not known offline, or is of no known family.
     """
+    if source.kind == "checkpoint":
+        meta = read_json(Path(source.place) / META)
+        return Shape(meta["config"], bool(meta["ties"]), meta.get("embed_scale", 1.0))
     if offline and source.kind == "hub":
         if source.place not in KNOWN:
             raise UndoProbeError(

@@ -325,7 +325,7 @@ def _token_set(
         tokens[row, len(prompt)] = letters[answer]
         mask[row, len(prompt)] = True
     read = torch.tensor([len(prompt) - 1 for prompt in prompts])
-    given = torch.arange(len(letters)) < torch.tensor(labels["options"].to_numpy())[:, None]
+    given = torch.arange(len(letters)) < torch.tensor(labels["options"].to_numpy(dtype=np.int64))[:, None]
     options = torch.where(given, torch.tensor(letters), -1)
     return TokenSet(name, tokens, mask, read, labels, options)
 
