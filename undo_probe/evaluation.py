@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from undo_probe.errors import UndoProbeError
 from undo_probe.models import HookedTransformer
 from undo_probe.tasks import Metric, Task, TokenSet
 

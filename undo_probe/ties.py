@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TIED = ("embed.W_E", "unembed.W_U")
+TIED: tuple[str, str] = ("embed.W_E", "unembed.W_U")
 """The names of the one matrix; the second, which is the first transposed, is no parameter any more."""
 
 

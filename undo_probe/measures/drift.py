@@ -77,13 +77,17 @@ def drift(
         Per layer and position ``norm_ratio`` (|h| / |h0|), ``relative_distance`` (|h - h0| / |h0|) and
         ``cosine`` for every row, and ``cka`` (debiased, with a jackknife interval over families).
     """
-    if positions is None and not isinstance(rows.read_position, int):
-        # prompts of different lengths have one place in common
-        chosen: Positions = rows.read_position
-        subsets = [read_label]
+    chosen: Positions
+    if isinstance(rows.read_position, int):
+        listed = list(range(rows.read_position + 1)) if positions is None else list(positions)
+        chosen, subsets = listed, [read_label if p == rows.read_position else f"pos {p}" for p in listed]
+    elif positions is None:
+        chosen, subsets = (
+            rows.read_position,
+            [read_label],
+        )  # all that prompts of different lengths have in common
     else:
-        chosen = list(rows.prompt_places()) if positions is None else list(positions)  # type: ignore[arg-type]
-        subsets = [read_label if place == rows.read_position else f"pos {place}" for place in chosen]
+        chosen, subsets = list(positions), [f"pos {place}" for place in positions]
     theirs = reference or residual_streams(original, rows.tokens, chosen)
     ours = residual_streams(model, rows.tokens, chosen)
     if list(ours) != list(theirs) or any(ours[name].shape != theirs[name].shape for name in ours):

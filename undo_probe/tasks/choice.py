@@ -190,7 +190,7 @@ class ChoiceTask:
         labels = pd.DataFrame([lines[at] for at in fits], columns=["family", "answer", "options"]).assign(
             operation=source.name, subset="all"
         )
-        letters = self._reader.letters("Answer:", LETTERS[: int(labels["options"].max())])
+        letters = self._reader.letters("Answer:", LETTERS[: max(lines[at][2] for at in fits)])
         return _token_set(name, [encoded[at] for at in fits], labels, letters, self.n_ctx, self._reader.pad)
 
     def _wells(self) -> dict[str, tuple["Well", ...]]:
