@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from undo_probe.config import ArithmeticConfig, FitConfig, InventedConfig, NoiseConfig, RunConfig
+from undo_probe.config import ArithmeticConfig, InventedConfig, NoiseConfig, OriginalConfig, RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.presets import PRESETS, differences, load_config, override, preset, upgrade
 
@@ -274,7 +274,7 @@ def test_differences_lists_each_changed_setting_and_nothing_else() -> None:
 def test_a_section_given_in_part_keeps_its_other_defaults(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"original": {"steps": 7}}))
-    assert load_config(path).original == FitConfig(steps=7)
+    assert load_config(path).original == OriginalConfig(steps=7)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+import quiz
 
+from undo_probe import estimate as estimating
 from undo_probe.errors import UndoProbeError
 from undo_probe.estimate import Line, estimate
 from undo_probe.presets import preset
 from undo_probe.store import Run
+from undo_probe.tasks.choice import ChoiceTask
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +90,41 @@ def test_a_missing_device_is_the_users_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UndoProbeError, match="torch sees no CUDA device"):
         estimate(preset("smoke", "device=cuda"))
+
+
+def test_a_source_too_large_to_try_costs_what_a_tried_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted from one and two blocks over few tokens, without building or reading the model."""
+    quiz.write(tmp_path / "text")
+    task = ChoiceTask(quiz.config(tmp_path / "text", near_duplicates=None), seed=0)
+    place = quiz.model_folder(task, tmp_path / "model")
+    words = (
+        "task.name=choice", f"task.text={tmp_path / 'text'}", "task.near_duplicates=null", "task.n_ctx=48",
+        f"original.source={place}", 'unlearn.rmu.tensors=["mlp.W_out"]', "unlearn.rmu.layer=1",
+        "distill.batch_size=4",
+    )  # fmt: skip
+    config = preset("smoke", *words)
+    tried = estimate(config)
+    monkeypatch.setattr(estimating, "LARGE", 0)
+    monkeypatch.setattr(estimating, "load_model", None)
+    counted = estimate(config)
+    assert counted.parameters == pytest.approx(tried.parameters, rel=1e-9)
+    assert "was not read and not tried" in counted.note
+    assert not tried.note
+    for one, other in zip(counted.lines, tried.lines, strict=True):
+        assert (one.what, one.models, one.steps, one.tokens) == (
+            other.what,
+            other.models,
+            other.steps,
+            other.tokens,
+        )
+        # attention grows with the row, and RMU reads the last token too: one row is not quite like another
+        assert one.flops == pytest.approx(other.flops, rel=0.05)
+
+
+def test_a_hub_model_without_questions_to_ask_is_not_priced() -> None:
+    with pytest.raises(
+        UndoProbeError, match="only with task.name=choice can a run that starts from it be priced"
+    ):
+        estimate(preset("smoke", "original.source=google/gemma-2-2b"))

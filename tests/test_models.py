@@ -19,7 +19,6 @@ from undo_probe.config import ModelConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.models import (
     HookedTransformer,
-    _tie,
     build,
     clone,
     content_hash,
@@ -32,14 +31,15 @@ from undo_probe.models import (
     ties,
     weights,
 )
+from undo_probe.ties import tie
 
 TIE = [("embed.W_E", "unembed.W_U")]
 
 
 def tied_model() -> HookedTransformer:
-    """Embedding and unembedding are one tensor, which needs as many tokens as dimensions."""
-    model = build(ModelConfig(n_layers=1, d_model=18, n_heads=2, d_mlp=8), d_vocab=18, n_ctx=11, seed=0)
-    _tie(model, TIE)
+    """The unembedding is the embedding, transposed."""
+    model = build(ModelConfig(n_layers=1, d_model=16, n_heads=2, d_mlp=8), d_vocab=18, n_ctx=11, seed=0)
+    tie(model, TIE)
     return model
 
 
@@ -113,9 +113,17 @@ def test_a_copy_keeps_ties_and_an_untied_model_has_none() -> None:
     model = tied_model()
     copy = clone(model)
     assert ties(model) == ties(copy) == TIE
-    assert copy.embed.W_E is copy.unembed.W_U
+    assert torch.equal(copy.unembed.W_U, copy.embed.W_E.T)
+    assert "unembed.W_U" not in dict(copy.named_parameters())
     assert copy.embed.W_E is not model.embed.W_E
     assert ties(tiny.model()) == []
+
+
+def test_any_two_parameters_may_be_one_tensor() -> None:
+    model = tiny.model()
+    pair = ("blocks.0.mlp.W_in", "blocks.1.mlp.W_in")
+    tie(model, [pair])
+    assert ties(clone(model)) == [pair]
 
 
 def test_two_equal_parameters_that_are_not_one_tensor_are_not_tied() -> None:
@@ -292,7 +300,7 @@ def test_flops_of_a_token_equal_a_count_by_hand() -> None:
 
 def test_a_tied_unembedding_costs_its_flops_too() -> None:
     tied = tied_model()
-    untied = build(ModelConfig(n_layers=1, d_model=18, n_heads=2, d_mlp=8), d_vocab=18, n_ctx=11, seed=0)
+    untied = build(ModelConfig(n_layers=1, d_model=16, n_heads=2, d_mlp=8), d_vocab=18, n_ctx=11, seed=0)
     assert flops_per_token(tied, 11) == flops_per_token(untied, 11)
 
 

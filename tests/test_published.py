@@ -125,3 +125,54 @@ def test_the_published_preset_is_priced_in_a_minute_or_so() -> None:
     assert 4 * 7 * 132e6 < found.peak_bytes < 64 * 2**30
     assert math.isfinite(found.seconds)
     assert found.seconds > 3600
+
+
+WMDP = preset("paper-wmdp")
+
+
+def test_a_step_of_wmdp_reads_as_many_tokens_as_the_published_one() -> None:
+    """Unlearning 4 x 10 rows of 256, distillation 10 x 11 of 1024, the attack 20 of 256; 338M tokens are distilled."""
+    unlearn, distill, n_ctx = WMDP.unlearn, WMDP.distill, getattr(WMDP.task, "n_ctx", 0)
+    for settings, published in (
+        (unlearn.maxent, 4 * 10 * 256),
+        (unlearn.rmu, 4 * 10 * 256),
+        (unlearn.sam, 4 * 10 * 256),
+        (distill, 10 * 11 * 1024),
+    ):
+        assert settings.batch_size * settings.accumulate * n_ctx == published
+    assert WMDP.attack.batch_size * n_ctx == 20 * 256
+    assert distill.steps * distill.batch_size * distill.accumulate * n_ctx == pytest.approx(338e6, rel=0.001)
+    labelled = unlearn.maxent.steps * unlearn.maxent.batch_size * unlearn.maxent.accumulate * n_ctx
+    assert labelled == pytest.approx(0.92e6, rel=0.01)
+
+
+def test_wmdp_follows_the_published_schedules() -> None:
+    unlearn, distill = WMDP.unlearn, WMDP.distill
+    assert (WMDP.noise.alphas, WMDP.noise.beta) == ((0.25,), 0.0)
+    assert {unlearn.maxent.steps, unlearn.rmu.steps} == {90}
+    assert learning_rate(unlearn.maxent, 0) == learning_rate(unlearn.maxent, 89) == 2e-5
+    assert (distill.steps, distill.stop, distill.warmup) == (3000, "never", 50)
+    assert learning_rate(distill, 50) == 2e-5
+    assert learning_rate(distill, 3000) == pytest.approx(2e-6)
+    assert WMDP.attack.eval_steps == (0, 10, 25, 50, 150, 500)
+    # (1 - a) forget + a retain
+    assert unlearn.maxent.retain_weight == pytest.approx(0.25 / 0.75)
+    assert (unlearn.rmu.c, unlearn.rmu.retain_weight, unlearn.rmu.layer) == (80.0, 1.0, 14)
+    assert unlearn.rmu.blocks is not None
+    assert max(unlearn.rmu.blocks) == unlearn.rmu.layer
+
+
+@pytest.mark.slow
+def test_wmdp_is_priced_offline_without_the_model_or_the_questions() -> None:
+    found = estimate(override(WMDP, "device=cpu"))
+    assert found.parameters == pytest.approx(2_614_341_888, rel=1e-3)
+    lines = {line.what: line for line in found.lines}
+    assert "original and oracles" not in lines
+    tokens = 3000 * 10 * 11 * 1024
+    assert lines["students"].models == 2
+    assert lines["students"].tokens == 2 * tokens
+    # eight FLOPs a parameter and token (a teacher's pass beside the student's three), and some for attention
+    assert lines["students"].flops == pytest.approx(8 * 2.614e9 * 2 * tokens, rel=0.1)
+    assert found.peak_bytes > 7 * 4 * 2.6e9
+    for text in ("was not read and not tried", "1,273 of WMDP-Bio, 14,042 of MMLU are expected"):
+        assert text in found.text(workers=1)

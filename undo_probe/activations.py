@@ -12,6 +12,8 @@ from undo_probe.divided import Divided
 from undo_probe.errors import UndoProbeError
 from undo_probe.models import HookedTransformer
 
+Positions = Sequence[int] | int | Int[Tensor, "row ..."] | None
+
 
 def residual_names(model: HookedTransformer) -> list[str]:
     """The residual stream's hook names: into the first block, then after each block."""
@@ -21,7 +23,7 @@ def residual_names(model: HookedTransformer) -> list[str]:
 def residual_streams(
     model: HookedTransformer,
     tokens: Int[Tensor, "row pos"],
-    positions: Sequence[int] | int | None = None,
+    positions: Positions = None,
     batch_size: int = 512,
 ) -> dict[str, Float[Tensor, "row kept d_model"]]:
     """The residual stream before the first block and after every block.
@@ -29,7 +31,8 @@ def residual_streams(
     Args:
         model: left as it is; no hook stays.
         tokens: token ids.
-        positions: which positions to keep (one, several in this order, or None for all).
+        positions: which positions to keep (one, several in this order, or None for all); or a tensor with one or
+            several for each row, of shape (row,) or (row, kept).
         batch_size: rows in one forward pass.
 
     Returns:
@@ -43,7 +46,7 @@ def harvest_points(
     model: HookedTransformer,
     tokens: Int[Tensor, "row pos"],
     names: Sequence[str],
-    positions: Sequence[int] | int | None = None,
+    positions: Positions = None,
     batch_size: int = 512,
 ) -> dict[str, Float[Tensor, "row kept ..."]]:
     """Activations at named hook points whose first two axes are row and position.
@@ -62,10 +65,14 @@ def harvest_points(
     kept = _positions(positions, tokens.shape[1])
     device = next(model.parameters()).device
     buffers: dict[str, Tensor] = {}
-    start = 0
+    start, size = 0, batch_size
 
     def keep(activation: Tensor, hook: Any) -> None:
-        part = activation[:, kept]
+        part = (
+            activation[:, kept]
+            if isinstance(kept, list)
+            else _gathered(activation, kept[start : start + size])
+        )
         if hook.name not in buffers:
             buffers[hook.name] = torch.empty(len(tokens), *part.shape[1:], dtype=part.dtype)
         buffers[hook.name][start : start + len(part)] = part
@@ -88,14 +95,25 @@ def _check_names(model: HookedTransformer, names: Sequence[str]) -> None:
         raise UndoProbeError(f"the model has no hook point {unknown[0]!r}: names look like {example!r}")
 
 
-def _positions(positions: Sequence[int] | int | None, n_pos: int) -> list[int]:
+def _positions(positions: Positions, n_pos: int) -> list[int] | Tensor:
     if positions is None:
         return list(range(n_pos))
+    if isinstance(positions, Tensor):
+        if not ((-n_pos <= positions) & (positions < n_pos)).all():
+            raise UndoProbeError(
+                f"positions from {int(positions.min())} to {int(positions.max())} do not fit rows of {n_pos} tokens"
+            )
+        return (positions if positions.ndim == 2 else positions[:, None]) % n_pos
     chosen = [positions] if isinstance(positions, int) else list(positions)
     outside = [p for p in chosen if not -n_pos <= p < n_pos]
     if outside or not chosen:
         raise UndoProbeError(f"positions {chosen} do not fit rows of {n_pos} tokens (0 to {n_pos - 1})")
     return [p % n_pos for p in chosen]
+
+
+def _gathered(activation: Tensor, kept: Tensor) -> Tensor:
+    """Each row at its own positions."""
+    return activation[torch.arange(len(kept))[:, None], kept.to(activation.device)]
 
 
 @contextmanager

@@ -149,9 +149,8 @@ def presets(name: Annotated[str | None, typer.Argument(help="Print this preset a
         return
     for key, config in PRESETS.items():
         alphas = ", ".join(f"{alpha:g}" for alpha in config.noise.alphas)
-        typer.echo(
-            f"{key:17} {config.model.n_layers} layers, d_model {config.model.d_model}, alphas {alphas}"
-        )
+        size = f"{config.model.n_layers} layers, d_model {config.model.d_model}"
+        typer.echo(f"{key:17} {config.original.source or size}, alphas {alphas}")
 
 
 @app.command()

@@ -5,7 +5,7 @@ Longer than 400 lines because it is the whole schema, a short class for each sec
 
 import re
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
@@ -20,6 +20,13 @@ class Section(BaseModel):
     """A part of the configuration: frozen, strict about names and types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    later: ClassVar[tuple[str, ...]] = ()
+    """Settings that came after results had been stored: while at their default they are in no store key."""
+
+    def identity(self) -> dict[str, Any]:
+        """What a store key holds of this section."""
+        new = {name for name in self.later if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude=new)
 
 
 def _refuse_twice(key: str, numbers: tuple[float, ...]) -> None:
@@ -141,10 +148,84 @@ class LanguageConfig(Section):
         return self
 
 
+class QuestionSource(Section):
+    """Where multiple choice questions come from: the columns are those of ``cais/wmdp`` and ``cais/mmlu``.
+
+    ``question`` is text, ``choices`` a list of texts, ``answer`` the number of the right one (from 0) or its letter;
+    ``subject`` may be missing. ``path`` is a .jsonl, .jsonl.gz, .parquet or .csv file below ``task.text`` (in .csv the
+    list is written as JSON); or ``dataset`` names what ``datasets`` loads. ``name`` is what reports say.
+
+    A question is asked after ``shots`` answered ones of its subject, the first of ``shots_path`` or ``shots_split``;
+    before them stands ``header``, in which ``{subject}`` means the subject.
+    """
+
+    name: Annotated[str, Field(pattern=r"^\w[\w ()-]{0,40}$")]
+    path: str = ""
+    dataset: str = ""
+    subset: str = ""
+    split: str = "test"
+    revision: str = ""
+    shots: Annotated[int, Field(ge=0, le=20)] = 0
+    shots_path: str = ""
+    shots_split: str = "dev"
+    header: str = ""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if bool(self.path) == bool(self.dataset):
+            raise ValueError(f"the questions {self.name} need either a path below task.text or a dataset")
+        if self.shots and self.path and not self.shots_path:
+            raise ValueError(f"the questions {self.name} have {self.shots} shots: say where in shots_path")
+        return self
+
+
+class ChoiceConfig(Section):
+    """Multiple choice questions, some to forget and some to keep, answered by a letter.
+
+    ``text`` is the user's folder. ``forget_text``, ``retain_text`` and ``distill_text`` are what is trained on, where
+    given; the questions are then only asked. ``tokenizer`` is a folder or hub id, by default ``original.source``; of a
+    model trained from scratch it is a byte-level BPE of ``vocab`` tokens. Longer questions than ``n_ctx`` tokens are
+    left out. ``permute`` draws the order of the options, so that a letter carries nothing. Questions that share
+    ``near_duplicates`` of their three-word runs are one family (null: only equal ones are, of which one is kept).
+    ``retain_shares`` are those of training, development and test; at most ``max_questions`` of a side are used.
+    """
+
+    name: Literal["choice"] = "choice"
+    text: str = ""
+    forget: QuestionSource = QuestionSource(name="forget", path="forget.jsonl")
+    retain: QuestionSource = QuestionSource(name="retain", path="retain.jsonl")
+    forget_text: TextSource | None = None
+    retain_text: TextSource | None = None
+    distill_text: TextSource | None = None
+    tokenizer: str = ""
+    tokenizer_revision: str = "main"
+    vocab: Annotated[int, Field(ge=270, le=262_144)] = 1024
+    n_ctx: Annotated[int, Field(ge=16, le=8192)] = 256
+    permute: bool = True
+    near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.5
+    max_questions: Count | None = None
+    max_text_tokens: Count | None = None
+    min_characters: Count = 100
+    forget_shares: tuple[Share, Share, Share, Share] = (0.4, 0.4, 0.1, 0.1)
+    retain_shares: tuple[Share, Share, Share] = (0.6, 0.15, 0.25)
+    cache: str = ""
+
+    @model_validator(mode="after")
+    def _two_sides(self) -> Self:
+        if not sum(self.forget_shares) or not sum(self.retain_shares):
+            raise ValueError("task.forget_shares or task.retain_shares are all 0: give each split a share")
+        if self.forget.name == self.retain.name:
+            raise ValueError(
+                f"both sides are called {self.forget.name}: keep some questions and forget others"
+            )
+        return self
+
+
 TASKS: dict[str, type[Section]] = {
     "arithmetic": ArithmeticConfig,
     "invented": InventedConfig,
     "language": LanguageConfig,
+    "choice": ChoiceConfig,
 }
 
 
@@ -158,7 +239,8 @@ def _task_name(section: Any) -> str:
 TaskConfig = Annotated[
     Annotated[ArithmeticConfig, Tag("arithmetic")]
     | Annotated[InventedConfig, Tag("invented")]
-    | Annotated[LanguageConfig, Tag("language")],
+    | Annotated[LanguageConfig, Tag("language")]
+    | Annotated[ChoiceConfig, Tag("choice")],
     Discriminator(_task_name),
 ]
 
@@ -201,6 +283,18 @@ class FitConfig(Section):
     eval_every: Count = 20
 
 
+class OriginalConfig(FitConfig):
+    """How the original is trained; or ``source``, which it is loaded from.
+
+    A source is a folder that ``save_model`` of undo_probe or ``save_pretrained`` of transformers wrote, or an id on the
+    Hugging Face hub with its ``revision``. The shape is then the source's, the section ``model`` is not looked at, and
+    nothing is trained here; a run has no oracles, for nobody has the data that the source was trained on.
+    """
+
+    source: str = ""
+    revision: str = "main"
+
+
 class UnlearnFit(FitConfig):
     """What unlearning methods share: a short run at a constant rate, and the weight of the retain term."""
 
@@ -211,31 +305,48 @@ class UnlearnFit(FitConfig):
     retain_weight: Annotated[float, Field(ge=0.0)] = 5.0
 
 
-class MaxEntConfig(UnlearnFit):
+class OutputFit(UnlearnFit):
+    """Methods that work on outputs; ``retain_loss = "kl"`` holds the retain outputs to what they were."""
+
+    later: ClassVar[tuple[str, ...]] = ("retain_loss",)
+    retain_loss: Literal["cross_entropy", "kl"] = "cross_entropy"
+
+
+class MaxEntConfig(OutputFit):
     """MaxEnt: forward KL from the uniform distribution on forget answers, cross-entropy on retain."""
 
 
-class GradDiffConfig(UnlearnFit):
+class GradDiffConfig(OutputFit):
     """GradDiff: gradient ascent on forget answers, descent on retain."""
 
 
 class RMUConfig(UnlearnFit):
     """RMU: forget states of one block pushed to ``c * u``, retain states held where they were.
 
-    ``tensors`` name the trained parameters of each block up to ``layer``; ``target`` says how ``u`` is drawn
-    (``centred`` removes the all-ones part, which LayerNorm cannot see).
+    ``tensors`` name the trained parameters of each block up to ``layer``, or only of ``blocks``; ``target`` says how
+    ``u`` is drawn (``centred`` removes the all-ones part, which LayerNorm cannot see).
     """
 
     steps: Steps = 300
     learning_rate: Rate = 1e-3
+    later: ClassVar[tuple[str, ...]] = ("blocks",)
     layer: Steps = 0
+    blocks: tuple[Steps, ...] | None = None
     c: Annotated[float, Field(gt=0.0)] = 20.0
     retain_weight: Annotated[float, Field(ge=0.0)] = 100.0
     target: Literal["uniform", "gaussian", "centred"] = "centred"
     tensors: tuple[str, ...] = ("mlp.W_in", "mlp.b_in", "mlp.W_out", "mlp.b_out")
 
+    @model_validator(mode="after")
+    def _blocks_matter(self) -> Self:
+        above = [block for block in self.blocks or () if block > self.layer]
+        if above or self.blocks == ():
+            what = f"names {above[0]}, which lies behind layer {self.layer}" if above else "is empty"
+            raise ValueError(f"blocks {what}: name blocks up to the layer whose states are moved")
+        return self
 
-class NPOConfig(UnlearnFit):
+
+class NPOConfig(OutputFit):
     """NPO: the forget answers become less likely than in the original; ``beta`` says how soon that is enough."""
 
     beta: Annotated[float, Field(gt=0.0)] = 0.1
@@ -248,7 +359,7 @@ class SimNPOConfig(NPOConfig):
     gamma: float = 0.0
 
 
-class UNDIALConfig(UnlearnFit):
+class UNDIALConfig(OutputFit):
     """UNDIAL: the original's own distribution with the true token's logit lowered by ``strength``."""
 
     strength: Annotated[float, Field(ge=0.0)] = 10.0
@@ -531,7 +642,7 @@ class RunConfig(Section):
     threads: Count = 1
     task: TaskConfig = ArithmeticConfig()
     model: ModelConfig = ModelConfig()
-    original: FitConfig = FitConfig(steps=1500, batch_size=128, learning_rate=4e-3)
+    original: OriginalConfig = OriginalConfig(steps=1500, batch_size=128, learning_rate=4e-3)
     unlearn: UnlearnConfig = UnlearnConfig()
     noise: NoiseConfig = NoiseConfig()
     distill: DistillConfig = DistillConfig()
@@ -541,23 +652,48 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.unlearn.rmu.layer >= self.model.n_layers:
-            raise ValueError(
-                f"unlearn.rmu.layer is {self.unlearn.rmu.layer}, but the model has layers 0..{self.model.n_layers - 1}"
-            )
-        self._check_places("noise", self.noise)
+        if self.original.source:
+            self._check_arms()
+        else:
+            self.check_places(self.model.n_layers, self.model.n_heads, "the model")
         for name, variation in self.arms.variations.items():
-            self._check_places(f"arms.variations.{name}.noise", self.varied(name, variation)[0])
+            self.varied(name, variation)
         return self
 
-    def _check_places(self, key: str, rule: NoiseRule) -> None:
-        """Refuses layers and heads that the model does not have."""
-        places = [(layer, 0, str(layer)) for layer in rule.layers or ()]
-        places += [(*map(int, head.split(".")), head) for head in rule.heads or ()]
-        for layer, head, text in places:
-            if layer >= self.model.n_layers or head >= self.model.n_heads:
-                size = f"{self.model.n_layers} layers of {self.model.n_heads} heads"
-                raise ValueError(f"{key} names {text}, but the model has {size}, counted from 0")
+    def _check_arms(self) -> None:
+        """Refuses what cannot be had where the original is not trained here."""
+        need = {
+            "second_seed": self.arms.second_seed,
+            "oracle_matching": self.arms.oracle_matching,
+            "placebo_alphas": self.arms.placebo_alphas,
+        }
+        asked = [name for name, value in need.items() if value]
+        if asked:
+            raise ValueError(
+                f"arms.{asked[0]} needs models that were trained from scratch, but the original comes from "
+                f"original.source ({self.original.source}): leave it out, or train the original here"
+            )
+
+    def check_places(self, n_layers: int, n_heads: int, whose: str) -> None:
+        """Refuses layers and heads that a model of this size does not have; ``whose`` names it.
+
+        Raises:
+            ValueError: a setting names one.
+        """
+        if self.unlearn.rmu.layer >= n_layers:
+            raise ValueError(
+                f"unlearn.rmu.layer is {self.unlearn.rmu.layer}, but {whose} has layers 0..{n_layers - 1}"
+            )
+        rules: dict[str, NoiseRule] = {"noise": self.noise}
+        for name, variation in self.arms.variations.items():
+            rules[f"arms.variations.{name}.noise"] = self.varied(name, variation)[0]
+        for key, rule in rules.items():
+            places = [(layer, 0, str(layer)) for layer in rule.layers or ()]
+            places += [(*map(int, head.split(".")), head) for head in rule.heads or ()]
+            for layer, head, text in places:
+                if layer >= n_layers or head >= n_heads:
+                    size = f"{n_layers} layers of {n_heads} heads"
+                    raise ValueError(f"{key} names {text}, but {whose} has {size}, counted from 0")
 
     def varied(self, name: str, variation: Variation) -> tuple[NoiseRule, DistillConfig, UnlearnFit]:
         """The noise rule, the distillation and the teacher's settings of a variation.

@@ -6,15 +6,34 @@ from typing import Any
 
 from undo_probe.attacks.recipes import Recipe, recipes
 from undo_probe.attacks.relearn import EVALUATED, attack_once
-from undo_probe.config import RunConfig
-from undo_probe.extrapolate import COPIES, forward_seconds, glimpse, narrow, pace, peak_bytes, scaled, spent
+from undo_probe.config import ChoiceConfig, RunConfig
+from undo_probe.errors import UndoProbeError
+from undo_probe.extrapolate import (
+    COPIES,
+    FEW_TOKENS,
+    SHORT_ROW,
+    block_slice,
+    forward_seconds,
+    glimpse,
+    narrow,
+    pace,
+    peak_bytes,
+    roughly,
+    scaled,
+    spent,
+    thinned,
+    whole,
+)
+from undo_probe.families import Shape
 from undo_probe.files import digest
-from undo_probe.models import HookedTransformer, build
-from undo_probe.pipeline import KINDS, length_of, split_seed
+from undo_probe.models import HookedTransformer, build, flops_per_token, load_model
+from undo_probe.pipeline import KINDS, check_places, length_of, split_seed
 from undo_probe.plan import QUICK, Step, plan
 from undo_probe.records import Ledger
+from undo_probe.sources import described, find_source
 from undo_probe.stages.pretrain import WATCHED
-from undo_probe.tasks import Task, build_task
+from undo_probe.tasks import Task, asked_task, build_task
+from undo_probe.tasks.standin import StandIn, is_here
 from undo_probe.training import Context, resolve_device, step_cost
 
 SHORT, LONG = 2, 8
@@ -118,12 +137,8 @@ def estimate(config: RunConfig) -> Estimate:
     Raises:
         UndoProbeError: the configuration asks for a device or a task that is not there.
     """
-    task = build_task(config.task, split_seed(config))
     context = Context(config.seed, resolve_device(config.device), config.precision, config.threads)
-    model = build(config.model, task.d_vocab, task.n_ctx, config.seed)
-    rows = config.original.batch_size * config.original.accumulate
-    large = step_cost(model, rows, task.n_ctx, passes=3).flops > LARGE
-    prices = _Extrapolated(config, model, task, context) if large else _Tried(model, task, context)
+    prices = _prices_of_source(config, context) if config.original.source else _prices(config, context)
     planned: dict[str, int] = {}
     tried: dict[str, Price] = {}
     lines: dict[str, Line] = {}
@@ -141,8 +156,35 @@ def estimate(config: RunConfig) -> Estimate:
         line = _line(name, tried[key], fit["steps"], fit["eval_every"])
         lines[name] = lines[name] + line if name in lines else line
     attacks = _attacks(config, prices, context)
-    size = sum(parameter.numel() for parameter in model.parameters())
-    return Estimate((*lines.values(), attacks), size, prices.peak(), prices.note)
+    return Estimate((*lines.values(), attacks), prices.parameters, prices.peak(), prices.note)
+
+
+def _prices(config: RunConfig, context: Context) -> "_Tried | _Extrapolated":
+    task = build_task(config.task, split_seed(config))
+    model = build(config.model, task.d_vocab, task.n_ctx, config.seed)
+    rows = config.original.batch_size * config.original.accumulate
+    large = step_cost(model, rows, task.n_ctx, passes=3).flops > LARGE
+    return _Extrapolated(config, model, task, context) if large else _Tried(model, task, context)
+
+
+def _prices_of_source(config: RunConfig, context: Context) -> "_Tried | _Sliced":
+    """Of a model that was not made here: itself where it is small and lies here, else what can be known offline."""
+    source = find_source(config.original.source, config.original.revision)
+    shape, task = described(source, offline=True), asked_task(config)
+    check_places(config, shape.fields)
+    here = source.kind != "hub" and (not isinstance(task, ChoiceConfig) or is_here(task))
+    rows = config.distill.batch_size * config.distill.accumulate
+    if here:
+        built = build_task(task, split_seed(config))
+        if 3 * rows * built.n_ctx * roughly(shape) <= LARGE:
+            return _Tried(load_model(source.place, n_ctx=built.n_ctx), built, context)
+        return _Sliced(config, shape, built, context)
+    if not isinstance(task, ChoiceConfig):
+        raise UndoProbeError(
+            f"{source.place} is on the hub, and only with task.name=choice can a run that starts from it be priced: "
+            "give a local folder as original.source"
+        )
+    return _Sliced(config, shape, StandIn(task, FEW_TOKENS, task.n_ctx), context)
 
 
 def _settings(step: Step, planned: dict[str, int]) -> dict[str, Any]:
@@ -171,12 +213,12 @@ def _stage(step: Step, settings: dict[str, Any], context: Context) -> Try:
     return run
 
 
-def _attacks(config: RunConfig, prices: "_Tried | _Extrapolated", context: Context) -> Line:
+def _attacks(config: RunConfig, prices: "_Tried | _Extrapolated | _Sliced", context: Context) -> Line:
     """Every attack on its grid as it is asked for; each extension adds one rate."""
     section = config.attack
     attacked = [step for step in plan(config) if step.arm.stage != "noised" or section.noised]
     lines = []
-    for recipe in recipes(section, config.model.n_layers).values():
+    for recipe in recipes(section, prices.n_layers).values():
         if not recipe.trained:
             lines.append(Line("attacks", len(attacked), 0, 0, 0.0, 0.0))
             continue
@@ -221,6 +263,16 @@ class _Tried:
         """The most memory that this process had."""
         return _peak(self._context.device)
 
+    @property
+    def parameters(self) -> int:
+        """Numbers of the model."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks of the model."""
+        return self._model.cfg.n_layers
+
 
 class _Extrapolated:
     """Prices from one-row steps of a narrow model, and the pace of the true one."""
@@ -245,7 +297,67 @@ class _Extrapolated:
 
     def peak(self) -> int:
         """What a distilling process will need."""
-        return peak_bytes(sum(p.numel() for p in self._model.parameters()), self._pace, self._micro)
+        return peak_bytes(self.parameters, self._pace, self._micro)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers of the model."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks of the model."""
+        return self._model.cfg.n_layers
+
+
+class _Sliced:
+    """Prices of a model that is never built: from one-row steps of a narrow one, and the pace of one true block."""
+
+    def __init__(self, config: RunConfig, shape: Shape, task: Task, context: Context) -> None:
+        section = config.task if isinstance(config.task, ChoiceConfig) else ChoiceConfig()
+        self._task, self._micro = task, config.distill.batch_size
+        self._whole = whole(shape, StandIn(section, FEW_TOKENS, task.n_ctx), context)
+        self._each = self._whole.flops_per_token(task.n_ctx - 1)
+        block = block_slice(shape, 1, SHORT_ROW)
+        timed = pace(block, StandIn(section, FEW_TOKENS, SHORT_ROW), 8, context)
+        share = self._whole.parameters / sum(p.numel() for p in block.parameters())
+        self._pace = replace(
+            timed, update=timed.update * share, activations=self._whole.activations, relaid=0
+        )
+        self._thin, self._few = thinned(shape), glimpse(StandIn(section, 64, SHORT_ROW))
+        self.note = (
+            f"The model was not read and not tried: one block of its width computes {timed.flops / 1e9:.1f} GFLOP/s "
+            f"here in steps of {timed.rows} rows of {SHORT_ROW} tokens, and every stage is thought to; to that come "
+            f"{self._pace.update:.1f} s a step. Memory is {COPIES} float32 copies of the model and the activations of "
+            f"{self._micro} rows of {task.n_ctx} tokens."
+        )
+        if isinstance(task, StandIn):
+            counts = ", ".join(f"{count:,} of {name}" for name, count in task.expected.items())
+            self.note += f" The questions were not read either: {counts} are expected."
+
+    def of(self, trial: Trial) -> Price:
+        one = trial.run(self._thin, self._few, 1, {"batch_size": 1, "accumulate": 1})
+        rows, read = trial.batch_size * trial.accumulate, self._task.n_ctx - 1
+        width = self._each / flops_per_token(self._thin, SHORT_ROW - 1) * read / (SHORT_ROW - 1)
+        tokens = one.tokens // SHORT_ROW * self._task.n_ctx
+        each = Ledger(flops=one.flops * width * rows, tokens=tokens * rows, steps=1)
+        asked = sum(len(self._task.rows(split)) for split in trial.looked_at)
+        look = asked * read * self._each / self._pace.flops
+        return replace(each, cpu_seconds=self._pace.seconds(each)), look
+
+    def peak(self) -> int:
+        """What a distilling process will need."""
+        return peak_bytes(self.parameters, self._pace, self._micro)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers of the model."""
+        return self._whole.parameters
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks of the model."""
+        return self._whole.shape.fields["n_layers"]
 
 
 def _line(name: str, price: Price, steps: int, eval_every: int) -> Line:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from undo_probe.errors import UndoProbeError
 from undo_probe.models import HookedTransformer
 from undo_probe.tasks import Metric, Task, TokenSet
 
@@ -31,13 +32,16 @@ def row_scores(model: HookedTransformer, rows: TokenSet, metric: Metric) -> np.n
     ``exact`` is :func:`answers_correct`, bool. ``bits`` is the share of a uniform guess's cost that the model saves,
     ``1 - bits per token / log2(vocabulary)``: 1 for certainty, 0 for the uniform guess, below 0 for worse. It is
     linear in cross-entropy, so that survival, robustness and every difference of two models' shares are the same
-    as in bits.
+    as in bits. ``choice`` is whether the right option is the likeliest of a question's own (:func:`option_scores`),
+    whatever else the model would rather say: the accuracy of multiple choice benchmarks.
 
     Returns:
         Array of bool or float64, shape (row,).
     """
     if metric == "exact":
         return answers_correct(model, rows)
+    if metric == "choice":
+        return option_scores(model, rows)["choice"]
     tokens = rows.answer_mask[:, 1:].sum(dim=1).numpy()
     return 1 - answer_bits(model, rows) / tokens / math.log2(model.cfg.d_vocab)
 
@@ -45,12 +49,53 @@ def row_scores(model: HookedTransformer, rows: TokenSet, metric: Metric) -> np.n
 def recovered(value: float, goal: float, tolerance: float, metric: Metric) -> bool:
     """Whether a mean score is back at ``goal``, by the stop rules of arXiv 2506.06278.
 
-    ``exact``: less than ``tolerance`` below it. ``bits``: cross-entropy less than ``tolerance`` times the goal's
-    above it, ``(CE - CE_goal) / CE_goal < tolerance``; a score is ``1 - CE`` in units of log2(vocabulary).
+    ``exact`` and ``choice``: less than ``tolerance`` below it. ``bits``: cross-entropy less than ``tolerance`` times
+    the goal's above it, ``(CE - CE_goal) / CE_goal < tolerance``; a score is ``1 - CE`` in units of log2(vocabulary).
     """
-    if metric == "exact":
+    if metric != "bits":
         return value > goal - tolerance
     return goal - value < tolerance * (1 - goal)
+
+
+def option_scores(model: HookedTransformer, rows: TokenSet, size: int = 1024) -> dict[str, np.ndarray]:
+    """What a model says to questions with options, at the last token of each prompt; three scores a row.
+
+    ``choice``: the right option is the likeliest among the options (bool). ``probability``: the right option's
+    probability, renormalised over the options. ``exact``: it is the likeliest token of all (bool). The unembedding is
+    run at that one place only.
+
+    Raises:
+        UndoProbeError: the rows have no options.
+    """
+    if rows.options is None:
+        raise UndoProbeError(f"the rows of {rows.name} have no options: score them as exact")
+    device = next(model.parameters()).device
+    size = max(1, min(size, LOGITS // max(model.cfg.d_vocab, rows.tokens.shape[1] * model.cfg.d_model)))
+    right = torch.tensor(rows.labels["answer"].to_numpy(dtype=np.int64))
+    reads = torch.as_tensor(rows.read_position).expand(len(rows))
+    found: dict[str, list[Tensor]] = {"choice": [], "probability": [], "exact": []}
+    with torch.no_grad():
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            logits = _logits_at(model, rows.tokens[part, :-1].to(device), reads[part].to(device))
+            options = rows.options[part].to(device)
+            given = logits.gather(1, options.clamp_min(0)).masked_fill(options < 0, -torch.inf)
+            true = right[part, None].to(device)
+            found["choice"].append(given.argmax(dim=1) == true[:, 0])
+            found["probability"].append(given.double().softmax(dim=1).gather(1, true)[:, 0])
+            found["exact"].append(logits.argmax(dim=1) == options.gather(1, true)[:, 0])
+    return {name: torch.cat(each).cpu().numpy() for name, each in found.items()}
+
+
+def _logits_at(
+    model: HookedTransformer, tokens: Int[Tensor, "row read"], places: Int[Tensor, " row"]
+) -> Float[Tensor, "row vocab"]:
+    """Logits at one place of each row; nothing after the farthest of them is computed."""
+    tokens = tokens[:, : int(places.max()) + 1]
+    states = model(tokens, return_type=None, stop_at_layer=model.cfg.n_layers)
+    logits = model.unembed(model.ln_final(states[torch.arange(len(tokens)), places][:, None]))[:, 0].float()
+    cap = model.cfg.output_logits_soft_cap
+    return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
 
 def answer_bits(model: HookedTransformer, rows: TokenSet) -> np.ndarray:

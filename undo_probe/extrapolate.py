@@ -2,15 +2,18 @@
 
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from undo_probe import losses
 from undo_probe.config import FitConfig, ModelConfig
-from undo_probe.models import HookedTransformer, build, flops_per_token
+from undo_probe.families import Shape
+from undo_probe.models import HookedTransformer, build, flops_per_token, from_shape
 from undo_probe.records import Ledger
 from undo_probe.tasks import Task, TokenSet
+from undo_probe.tasks.standin import StandIn
 from undo_probe.training import Context, fit, step_cost
 
 ENOUGH = 1.0
@@ -36,6 +39,74 @@ def narrow(shape: ModelConfig, task: Task, seed: int) -> HookedTransformer:
     """A model with the layers and heads of ``shape`` and next to no width: its steps cost nothing."""
     thin = shape.model_copy(update={"d_model": 2 * shape.n_heads, "d_mlp": 4})
     return build(thin, task.d_vocab, task.n_ctx, seed)
+
+
+SHORT_ROW, FEW_TOKENS = 64, 1024
+"""Tokens of a row, and of the vocabulary, at which one block of a model too large to build is timed."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a model has that was never built, worked out from one and from two blocks of it.
+
+    ``parameters`` counts biases that the family may not have: less than a thousandth too many.
+    """
+
+    shape: Shape
+    parameters: int
+    activations: int
+    """Bytes kept of a row for the backward pass, three copies of its logits among them."""
+
+    def flops_per_token(self, context: int) -> float:
+        """Forward FLOPs of one token in a row of ``context`` tokens."""
+        one, two = (flops_per_token(block_slice(self.shape, n, SHORT_ROW), context) for n in (1, 2))
+        fields = self.shape.fields
+        words = 2.0 * fields["d_model"] * (fields["d_vocab"] - FEW_TOKENS)
+        return one + (fields["n_layers"] - 1) * (two - one) + words
+
+
+def roughly(shape: Shape) -> float:
+    """Forward FLOPs of a token to within a factor of two, to tell small from large."""
+    fields = shape.fields
+    block = (
+        4 * fields["d_model"] * fields["n_heads"] * fields["d_head"] + 3 * fields["d_model"] * fields["d_mlp"]
+    )
+    return 2.0 * (fields["n_layers"] * block + fields["d_model"] * fields["d_vocab"])
+
+
+def block_slice(shape: Shape, blocks: int, n_ctx: int) -> HookedTransformer:
+    """The first blocks of a shape in their true width, over few tokens."""
+    fields: dict[str, Any] = {"n_layers": blocks, "d_vocab": FEW_TOKENS, "n_ctx": n_ctx}
+    if shape.fields.get("attn_types"):
+        fields["attn_types"] = shape.fields["attn_types"][:blocks]
+    return from_shape(shape.resized(**fields))
+
+
+def whole(shape: Shape, task: StandIn, context: Context) -> Whole:
+    """Counts a model that is too large to build; ``task`` has few tokens and rows of the true length."""
+    fields, parameters, kept = shape.fields, [], []
+    for blocks in (1, 2):
+        model = block_slice(shape, blocks, task.n_ctx)
+        parameters.append(sum(p.numel() for p in model.parameters()))
+        kept.append(_kept_bytes(model, task, 1, context))
+    more, beyond = fields["n_layers"] - 1, fields["d_vocab"] - FEW_TOKENS
+    size = parameters[0] + more * (parameters[1] - parameters[0])
+    size += beyond * (fields["d_model"] * (1 if shape.tied else 2) + 1)
+    held = kept[0] + more * (kept[1] - kept[0]) + 3 * 4 * beyond * (task.n_ctx - 1)
+    return Whole(shape, size, held)
+
+
+def thinned(shape: Shape) -> HookedTransformer:
+    """A model with the layers and heads of ``shape`` and next to no width: its steps cost nothing."""
+    fields = {
+        "d_model": 2 * shape.fields["n_heads"],
+        "d_head": 2,
+        "d_mlp": 4,
+        "d_vocab": 64,
+        "n_ctx": SHORT_ROW,
+    }
+    rotary = {"rotary_dim": 2} if "rotary_dim" in shape.fields else {}
+    return from_shape(shape.resized(**fields, **rotary))
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,12 @@ from torch import Tensor
 
 from undo_probe.config import ModelConfig
 from undo_probe.errors import UndoProbeError
+from undo_probe.families import Shape
 from undo_probe.files import atomic_folder, digest, read_json, write_json
 from undo_probe.fused import fuse
 from undo_probe.randomness import derive_seed
+from undo_probe.sources import META, Source, find_source, huggingface_model, shape_from
+from undo_probe.ties import TIED, is_tied, scale_embedding, scale_of, tie, ties
 
 with warnings.catch_warnings():
     # 3.x announces at import and at every construction that 4.0 removes this class; we pin below 4.
@@ -41,17 +44,22 @@ __all__ = [
     "clone",
     "content_hash",
     "flops_per_token",
+    "fresh_like",
     "from_matrix",
+    "from_shape",
     "load_model",
     "save_model",
+    "ties",
     "to_device",
 ]
 
-_WEIGHTS, _META = "model.safetensors", "model.json"
+_WEIGHTS = "model.safetensors"
 _CONFIG_FIELDS = (
     "n_layers d_model n_ctx d_head n_heads d_mlp d_vocab act_fn normalization_type final_rms eps "
     "positional_embedding_type gated_mlp n_key_value_heads rotary_dim rotary_base use_attn_scale attn_scale "
-    "initializer_range init_mode parallel_attn_mlp output_logits_soft_cap attn_scores_soft_cap"
+    "initializer_range init_mode parallel_attn_mlp output_logits_soft_cap attn_scores_soft_cap "
+    "use_qk_norm use_local_attn window_size attn_types use_normalization_before_and_after use_NTK_by_parts_rope "
+    "NTK_by_parts_low_freq_factor NTK_by_parts_high_freq_factor NTK_by_parts_factor NTK_original_ctx_len"
 ).split()
 
 
@@ -68,6 +76,12 @@ def _construct(shape: HookedTransformerConfig) -> HookedTransformer:
         model = HookedTransformer(shape, move_to_device=False)
     fuse(model, attention=(Attention, GroupedQueryAttention), norm=(LayerNorm,))
     return model
+
+
+def _drawn(shape: HookedTransformerConfig, seed: int) -> HookedTransformer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights"))
+        return _construct(shape)
 
 
 def build(config: ModelConfig, d_vocab: int, n_ctx: int, seed: int, device: str = "cpu") -> HookedTransformer:
@@ -96,10 +110,32 @@ def build(config: ModelConfig, d_vocab: int, n_ctx: int, seed: int, device: str 
         device="cpu",
         seed=None,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "weights"))
-        model = _construct(shape)
-    return to_device(model, device)
+    return to_device(_drawn(shape, seed), device)
+
+
+def fresh_like(model: HookedTransformer, seed: int, device: str = "cpu") -> HookedTransformer:
+    """Random weights in the shape of ``model``, with its ties and what is frozen in it."""
+    fresh = _drawn(deepcopy(model.cfg), seed)
+    _alike(fresh, model)
+    return to_device(fresh, device)
+
+
+def from_shape(shape: Shape, seed: int = 0) -> HookedTransformer:
+    """Random weights in a shape that came from a configuration."""
+    fields = HookedTransformerConfig(**shape.fields, device="cpu", seed=None)
+    model = _drawn(fields, seed)
+    scale_embedding(model, shape.embed_scale)
+    tie(model, [TIED] if shape.tied else [])
+    return model
+
+
+def _alike(copy: HookedTransformer, model: HookedTransformer) -> None:
+    """Gives a model of the same shape the other's ties, scale and frozen parameters."""
+    scale_embedding(copy, scale_of(model))
+    tie(copy, ties(model))
+    source = dict(model.named_parameters())
+    for name, parameter in copy.named_parameters():
+        parameter.requires_grad_(source[name].requires_grad)
 
 
 def to_device(model: HookedTransformer, device: str | torch.device) -> HookedTransformer:
@@ -116,35 +152,17 @@ def clone(model: HookedTransformer) -> HookedTransformer:
     # a configuration of its own: moving a model to another device writes into it
     copy = _construct(deepcopy(model.cfg))
     to_device(copy, next(model.parameters()).device)
-    _tie(copy, ties(model))
+    _alike(copy, model)
     with torch.no_grad():
         source = dict(model.named_parameters())
         for name, parameter in copy.named_parameters():
             parameter.data = parameter.data.to(source[name].dtype)
             parameter.copy_(source[name])
-            parameter.requires_grad_(source[name].requires_grad)
         buffers = dict(model.named_buffers())
         for name, buffer in copy.named_buffers():
             buffer.copy_(buffers[name])
     copy.train(model.training)
     return copy
-
-
-def ties(model: HookedTransformer) -> list[tuple[str, str]]:
-    """Pairs (first name, later name) of parameters that are one tensor."""
-    first: dict[int, str] = {}
-    pairs = []
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owner = first.setdefault(id(parameter), name)
-        if owner != name:
-            pairs.append((owner, name))
-    return pairs
-
-
-def _tie(model: HookedTransformer, pairs: list[tuple[str, str]]) -> None:
-    for owner, name in pairs:
-        module, _, leaf = name.rpartition(".")
-        model.get_submodule(module)._parameters[leaf] = model.get_parameter(owner)
 
 
 def weights(model: HookedTransformer) -> dict[str, Tensor]:
@@ -221,27 +239,42 @@ def save_into(model: HookedTransformer, folder: Path) -> str:
         "format": 1,
         "config": {name: getattr(model.cfg, name) for name in _CONFIG_FIELDS},
         "ties": ties(model),
+        "embed_scale": scale_of(model),
         "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
         "content": content,
     }
-    write_json(folder / _META, {**meta, "digest": digest(meta)})
+    write_json(folder / META, {**meta, "digest": digest(meta)})
     return content
 
 
-def load_model(folder: str | Path, device: str = "cpu", expected: str | None = None) -> HookedTransformer:
-    """The model that :func:`save_model` wrote, bit for bit.
+def load_model(
+    source: str | Path,
+    device: str = "cpu",
+    expected: str | None = None,
+    *,
+    revision: str = "main",
+    n_ctx: int | None = None,
+) -> HookedTransformer:
+    """A model with its raw weights: what :func:`save_model` wrote, bit for bit, or one of Hugging Face, in float32.
 
     Args:
-        folder: what :func:`save_model` wrote.
+        source: a folder of either, or an id on the Hugging Face hub.
         device: where the model is put.
-        expected: the content hash the caller knows; another model in the folder is refused.
+        expected: the content hash the caller knows, of what :func:`save_model` wrote; another model is refused.
+        revision: of a hub id.
+        n_ctx: the longest row it will read, where its positions have no weights: masks are as wide as the context.
 
     Raises:
-        UndoProbeError: a file is missing, cut, changed, or of another model.
+        UndoProbeError: a file is missing, cut, changed, or of another model; a family that is not converted.
     """
-    folder = Path(folder)
-    meta = read_json(folder / _META)
-    _check_meta(meta, folder / _META)
+    found = find_source(str(source), revision)
+    model = _load_own(Path(found.place), expected) if found.kind == "checkpoint" else _convert(found, n_ctx)
+    return to_device(model, device)
+
+
+def _load_own(folder: Path, expected: str | None) -> HookedTransformer:
+    meta = read_json(folder / META)
+    _check_meta(meta, folder / META)
     if expected is not None and meta["content"] != expected:
         raise UndoProbeError(
             f"{folder} holds another model ({meta['content'][:12]}) than its record says ({expected[:12]})"
@@ -249,18 +282,66 @@ def load_model(folder: str | Path, device: str = "cpu", expected: str | None = N
     found = load_tensors(folder / _WEIGHTS, meta["content"])
     dtype = next(iter(found.values())).dtype  # what the forward pass rounds to
     model = _construct(HookedTransformerConfig(**meta["config"], dtype=dtype, device="cpu", seed=None))
-    _tie(model, [(a, b) for a, b in meta["ties"]])
+    scale_embedding(model, meta.get("embed_scale", 1.0))
+    tie(model, [(a, b) for a, b in meta["ties"]])
     own = dict(model.named_parameters())
     if set(own) != set(found):
         name = sorted(set(own) ^ set(found))[0]
         raise UndoProbeError(
-            f"{folder / _WEIGHTS} and {_META} disagree about the parameter {name!r}: the folder is mixed"
+            f"{folder / _WEIGHTS} and {META} disagree about the parameter {name!r}: the folder is mixed"
         )
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.data = found[name].clone()
             parameter.requires_grad_(name not in meta["frozen"])
-    return to_device(model, device)
+    return model
+
+
+def _convert(source: Source, n_ctx: int | None) -> HookedTransformer:
+    """A Hugging Face model as a HookedTransformer that computes the same.
+
+    Nothing is folded or centred, an embedding that is also the unembedding stays one tensor, and biases that the
+    family does not have stay frozen at zero: trained, they could not be written back.
+    """
+    from transformer_lens.pretrained import weight_conversions
+
+    theirs = huggingface_model(source)
+    shape = shape_from(theirs.config, source)
+    if n_ctx is not None and shape.fields.get("positional_embedding_type") == "rotary":
+        shape = shape.resized(n_ctx=min(n_ctx, shape.fields["n_ctx"]))
+    model = from_shape(shape)
+    found = getattr(weight_conversions, shape.converter)(theirs, model.cfg)
+    found["embed.W_E"] = theirs.get_input_embeddings().weight  # without the scale
+    family = {parameter.untyped_storage().data_ptr() for parameter in theirs.parameters()}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            given = found.get(name)
+            bias = name.rpartition(".")[2].startswith(("b_", "_b_"))
+            made_up = bias and (given is None or given.untyped_storage().data_ptr() not in family)
+            parameter.requires_grad_(not made_up)
+            if made_up:
+                parameter.zero_()
+            elif given is None or given.shape != parameter.shape:
+                raise UndoProbeError(
+                    f"{source.place} has no weight that fits {name} {tuple(parameter.shape)}"
+                )
+            else:
+                parameter.copy_(given)
+    _check_same(model, theirs, source)
+    return model
+
+
+def _check_same(model: HookedTransformer, theirs: Any, source: Source) -> None:
+    """Compares the two on a few tokens: a setting that nobody thought of would show here."""
+    tokens = torch.arange(min(16, model.cfg.n_ctx))[None] * 97 % model.cfg.d_vocab
+    with torch.no_grad():
+        wanted, got = theirs.eval()(tokens).logits, model(tokens, return_type="logits")
+    apart = float((wanted - got).abs().max() / wanted.abs().max().clamp_min(1.0))
+    if not apart < 1e-3:
+        raise UndoProbeError(
+            f"{source.place} is not converted exactly: on a few tokens its logits and ours differ by {apart:.2g} of "
+            "the largest. Some setting of it is not supported."
+        )
 
 
 def _check_meta(meta: dict[str, Any], path: Path) -> None:
@@ -306,7 +387,9 @@ def flops_per_token(model: HookedTransformer, context: int) -> float:
     matrices = sum(
         p.numel()
         for name, p in model.named_parameters(remove_duplicate=False)
-        if name.rpartition(".")[2].startswith("W_") and not name.startswith(("embed", "pos_embed"))
+        if name.rpartition(".")[2].startswith(("W_", "_W_")) and not name.startswith(("embed", "pos_embed"))
     )
+    if is_tied(model):
+        matrices += model.embed.W_E.numel()
     attention = model.cfg.n_layers * context * model.cfg.n_heads * model.cfg.d_head
     return 2.0 * matrices + 4.0 * attention

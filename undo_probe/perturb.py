@@ -29,7 +29,7 @@ def flat_shape(name: str, tensor: Tensor) -> tuple[int, int] | None:
 def is_gain(name: str) -> bool:
     """Whether the parameter is a norm's gain, which starts at one."""
     parts = name.split(".")
-    return parts[-1] == "w" and parts[-2].startswith("ln")
+    return parts[-1] == "w" and (parts[-2].startswith("ln") or parts[-2] in ("q_norm", "k_norm"))
 
 
 def damage(

@@ -5,7 +5,7 @@ each is computed once and kept in the stage store before anything that needs it 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +20,13 @@ from undo_probe.models import HookedTransformer
 from undo_probe.plan import QUICK, UNTIL, Step, plan
 from undo_probe.presets import differences, load_config
 from undo_probe.randomness import derive_seed
+from undo_probe.sources import described, find_source
 from undo_probe.stages import StageResult, unlearn
 from undo_probe.stages import distill as distilling
 from undo_probe.stages import noise as noising
 from undo_probe.stages import pretrain as pretraining
 from undo_probe.store import Run, Store, environment, read_manifest, write_manifest
-from undo_probe.tasks import Task, build_task
+from undo_probe.tasks import Task, asked_task, build_task
 from undo_probe.training import Context, resolve_device
 from undo_probe.waves import Piece, compute
 
@@ -34,7 +35,12 @@ Progress = Callable[[str, int, int | None, dict[str, float]], None]
 
 
 def _fresh(settings: dict[str, Any], parents: Models, task: Task, context: Context) -> StageResult:
-    return pretraining.fresh(task, ModelConfig(**settings["model"]), context)
+    shape = parents[0] if parents else ModelConfig(**settings["model"])
+    return pretraining.fresh(task, shape, context)
+
+
+def _load(settings: dict[str, Any], parents: Models, task: Task, context: Context) -> StageResult:
+    return pretraining.load(task, context)
 
 
 def _pretrain(settings: dict[str, Any], parents: Models, task: Task, context: Context) -> StageResult:
@@ -60,6 +66,7 @@ Runner = Callable[[dict[str, Any], Models, Task, Context], StageResult]
 # kind -> (function, version): raise the version when a stage's numbers change
 KINDS: dict[str, tuple[Runner, int]] = {
     "fresh": (_fresh, pretraining.VERSION),
+    "load": (_load, pretraining.LOAD_VERSION),
     "pretrain": (_pretrain, pretraining.VERSION),
     "unlearn": (_unlearn, unlearn.VERSION),
     "noise": (_noise, noising.VERSION),
@@ -99,11 +106,19 @@ def run_stage(
 
     def make() -> dict[str, Any]:
         parents = [store.model(parent) for parent in what["parents"]]
-        task = build_task(config.task, split_seed(config))
+        task = build_task(asked_task(config), split_seed(config))
         folder = None if step.kind in QUICK else store.work(store.key(what))
         device = resolve_device(config.device)
+        source = (config.original.source, config.original.revision)
         context = Context(
-            step.seed, device, config.precision, config.threads, folder, store.shared, report=report
+            step.seed,
+            device,
+            config.precision,
+            config.threads,
+            folder,
+            store.shared,
+            report=report,
+            source=source,
         )
         settings = {name: value for name, value in step.settings.items() if name != "precision"}
         if "length" in settings:
@@ -156,10 +171,21 @@ def recipe(config: RunConfig, until: str = "distilled") -> Recipe:
     """
     if until not in UNTIL:
         raise UndoProbeError(f"until is {until!r}: expected one of {', '.join(UNTIL)}")
-    task = build_task(config.task, split_seed(config))
+    if config.original.source:
+        check_places(config, described(find_source(config.original.source, config.original.revision)).fields)
+    task = build_task(asked_task(config), split_seed(config))
     every = plan(config)
     wanted = [step for step in every if UNTIL.index(step.until) <= UNTIL.index(until)]
     return Recipe(config, task, every, wanted, _keys(every, task))
+
+
+def check_places(config: RunConfig, fields: Mapping[str, Any]) -> None:
+    """Whether a model from elsewhere has the layers and heads that the settings name; ``fields`` are its shape's."""
+    try:
+        whose = f"the model of original.source ({config.original.source})"
+        config.check_places(fields["n_layers"], fields["n_heads"], whose)
+    except ValueError as error:
+        raise UndoProbeError(str(error)) from None
 
 
 def run_undo(

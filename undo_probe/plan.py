@@ -6,10 +6,11 @@ from typing import Any
 from undo_probe.config import DistillConfig, NoiseRule, RunConfig
 from undo_probe.randomness import derive_seed
 from undo_probe.records import Arm
+from undo_probe.sources import find_source, identity
 from undo_probe.stages import unlearn
 
 UNTIL = ("original", "unlearned", "noised", "distilled")
-QUICK = ("fresh", "noise")
+QUICK = ("fresh", "load", "noise")
 """Kinds of step that train nothing."""
 
 
@@ -44,8 +45,12 @@ def _step(
 
 def _references(config: RunConfig) -> list[Step]:
     """The original, both oracles (same number of retain tokens as the original), the random floor."""
+    if config.original.source:
+        source = identity(find_source(config.original.source, config.original.revision))
+        loaded = _step(config, Arm("original"), "load", {"source": source})
+        return [loaded, _step(config, Arm("random"), "fresh", {}, ("original",))]
     model = config.model.model_dump(mode="json")
-    fit = config.original.model_dump(mode="json")
+    fit = config.original.model_dump(mode="json", exclude={"source", "revision"})
     # half of the original's rows are retain rows
     half = {**fit, "steps": max(1, fit["steps"] // 2)} if fit["steps"] else fit
     trained = [("original", "pretrain", fit), ("oracle", "retain", half), ("oracle_matched", "matched", fit)]
@@ -65,17 +70,17 @@ def _unlearned(config: RunConfig) -> list[Step]:
     first = [unlearn.STARTS_FROM[method] for method in wanted if method in unlearn.STARTS_FROM]
     steps = []
     for method in dict.fromkeys((*first, *wanted)):
-        settings = {"method": method, "fit": getattr(config.unlearn, method).model_dump(mode="json")}
+        settings = {"method": method, "fit": getattr(config.unlearn, method).identity()}
         before = unlearn.STARTS_FROM.get(method)
         start = Arm("unlearned", before).name if before else "original"
         steps.append(_step(config, Arm("unlearned", method), "unlearn", settings, (start,)))
-        wanted_placebo = method == "rmu" and config.arms.placebo_rmu
+        wanted_placebo = method == "rmu" and config.arms.placebo_rmu and not config.original.source
         if wanted_placebo or (method == config.unlearn.method and config.arms.placebo_alphas):
             arm = Arm("unlearned", method, variant="placebo")
             # its own seed: a placebo that shared RMU's control vector would be no control
             steps.append(_step(config, arm, "unlearn", settings, ("oracle",)))
     if config.arms.oracle_matching:
-        fit = config.distill.model_dump(mode="json")
+        fit = config.distill.identity()
         fit |= {"steps": config.arms.oracle_matching, "stop": "never"}
         for variant, start in (("", "original"), ("fresh", "random")):
             arm = Arm("unlearned", "oracle_matching", variant=variant)
@@ -108,7 +113,7 @@ def _students(config: RunConfig) -> list[Step]:
     steps += _varied(config, teacher, rule)
     for alpha in config.noise.alphas:
         steps += _rounds(config, alpha, teacher, rule)
-    fit = config.distill.model_dump(mode="json")
+    fit = config.distill.identity()
     steps += _again(config, teacher, fit)
     if arms.unlearn_and_distill:
         student = Arm("distilled", method, variant="fresh")
@@ -127,8 +132,8 @@ def _student(
     rule, fit = settings
     noised = replace(arm, stage="noised")
     start = (parents[0], "original") if rule.top_delta is not None else parents[:1]
-    noise = {"alpha": arm.alpha, "rule": rule.model_dump(mode="json")}
-    fitted = {"fit": fit.model_dump(mode="json")}
+    noise = {"alpha": arm.alpha, "rule": rule.identity()}
+    fitted = {"fit": fit.identity()}
     return [
         _step(config, noised, "noise", noise, start, purpose=draw),
         _step(config, arm, "distill", fitted, (noised.name, parents[1]), purpose="distill"),
@@ -142,7 +147,7 @@ def _varied(config: RunConfig, teacher: str, own: NoiseRule) -> list[Step]:
         rule, fit, taught = config.varied(name, variation)
         taught_by = teacher
         if variation.unlearn:
-            settings = {"method": method, "fit": taught.model_dump(mode="json")}
+            settings = {"method": method, "fit": taught.identity()}
             start = unlearn.STARTS_FROM.get(method)
             before = Arm("unlearned", start).name if start else "original"
             weak = Arm("unlearned", method, variant=name)
@@ -171,7 +176,7 @@ def _rounds(config: RunConfig, alpha: float, teacher: str, rule: NoiseRule) -> l
             if kind == "serial":
                 settings = {
                     "method": method,
-                    "fit": getattr(config.unlearn, method).model_dump(mode="json"),
+                    "fit": getattr(config.unlearn, method).identity(),
                 }
                 again = Arm("unlearned", method, alpha, variant=variant)
                 steps.append(_step(config, again, "unlearn", settings, (before,)))

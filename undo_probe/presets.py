@@ -16,13 +16,13 @@ from undo_probe.config import (
     ArmsConfig,
     AttackConfig,
     DistillConfig,
-    FitConfig,
     GradDiffConfig,
     InventedConfig,
     LanguageConfig,
     MaxEntConfig,
     ModelConfig,
     NoiseConfig,
+    OriginalConfig,
     ProbeConfig,
     RepNoiseConfig,
     RMUConfig,
@@ -33,7 +33,7 @@ from undo_probe.config import (
     UnlearnConfig,
 )
 from undo_probe.errors import UndoProbeError
-from undo_probe.published import PAPER_ARITHMETIC, PAPER_LANGUAGE
+from undo_probe.published import PAPER_ARITHMETIC, PAPER_LANGUAGE, PAPER_WMDP
 
 TINY = RunConfig(name="tiny")
 # every arm of the controls, and the sweep again at other lengths and rates; an hour or more on two cores
@@ -57,7 +57,7 @@ SMOKE = RunConfig(
     name="smoke",
     task=ArithmeticConfig(add_max=12, mul_max=8),
     model=ModelConfig(d_model=32, n_heads=2, d_mlp=64),
-    original=FitConfig(steps=40, batch_size=64, eval_every=20),
+    original=OriginalConfig(steps=40, batch_size=64, eval_every=20),
     unlearn=UnlearnConfig(
         maxent=MaxEntConfig(steps=10, batch_size=32),
         graddiff=GradDiffConfig(steps=10, batch_size=32),
@@ -73,7 +73,7 @@ FACTS_TINY = RunConfig(
     name="facts-tiny",
     task=InventedConfig(),
     model=ModelConfig(n_layers=4, normalization="RMS"),
-    original=FitConfig(steps=2000, batch_size=256, learning_rate=3e-3, eval_every=50),
+    original=OriginalConfig(steps=2000, batch_size=256, learning_rate=3e-3, eval_every=50),
     # MaxEnt leaves the right answer barely the likeliest, or destroys it; on D, SimNPO hides it and spares W most
     unlearn=UnlearnConfig(
         method="simnpo",
@@ -108,7 +108,7 @@ LANGUAGE_TINY = RunConfig(
     name="language-tiny",
     task=LanguageConfig(),
     model=ModelConfig(d_model=96, d_mlp=384, normalization="RMS"),
-    original=FitConfig(
+    original=OriginalConfig(
         steps=500, batch_size=32, learning_rate=4e-3, warmup=50, weight_decay=0.1, eval_every=100
     ),
     unlearn=UnlearnConfig(
@@ -137,6 +137,7 @@ PRESETS: dict[str, RunConfig] = {
     "language-tiny": LANGUAGE_TINY,
     "paper-language": PAPER_LANGUAGE,
     "paper-arithmetic": PAPER_ARITHMETIC,
+    "paper-wmdp": PAPER_WMDP,
 }
 
 

@@ -9,13 +9,15 @@ from undo_probe.config import (
     ArithmeticConfig,
     ArmsConfig,
     AttackConfig,
+    ChoiceConfig,
     DistillConfig,
-    FitConfig,
     GradDiffConfig,
     LanguageConfig,
     MaxEntConfig,
     ModelConfig,
     NoiseConfig,
+    OriginalConfig,
+    QuestionSource,
     RepNoiseConfig,
     RMUConfig,
     RunConfig,
@@ -92,7 +94,7 @@ PAPER_ARITHMETIC = RunConfig(
     # (unlearning). Their loss is over all tokens of a row, ours over the answers, and all tokens of text
     task=ArithmeticConfig(word_problems=0.5),
     model=_MODEL,
-    original=FitConfig(
+    original=OriginalConfig(
         steps=1000,
         batch_size=_rows(15),
         accumulate=24,
@@ -148,7 +150,7 @@ PAPER_LANGUAGE = RunConfig(
     # paper: Gemma-2 shapes with d_head 128, 4 key heads, gated MLP, soft caps; here d_head is d_model / n_heads
     model=ModelConfig(n_layers=14, d_model=320, n_heads=8, d_mlp=1280, normalization="RMS"),
     # one epoch of 2B tokens in steps of 5 x 80 rows a GPU; how many GPUs is not said
-    original=FitConfig(
+    original=OriginalConfig(
         steps=2441,
         batch_size=5,
         accumulate=80,
@@ -202,4 +204,125 @@ PAPER_LANGUAGE = RunConfig(
         max_extensions=0,
     ),
     arms=ArmsConfig(twins=(0.6,), rates_alpha=0.6),
+)
+
+
+def _kept(share: float) -> float:
+    """The retain weight beside a forget term of weight 1, for a mixture (1 - share) forget + share retain."""
+    return share / (1 - share)
+
+
+# WMDP (arXiv 2506.06278): Gemma-2-2B as released, biology; for cybersecurity give task.forget, task.forget_text and
+# unlearn.rmu their values. A row has 1024 tokens everywhere: where theirs are shorter, fewer rows have as many tokens.
+# Their unlearning and attacks also train on questions and answers that a hosted model wrote from the corpora and that
+# were not released; here it is the corpora alone
+PAPER_WMDP = RunConfig(
+    name="paper-wmdp",
+    seed=42,  # both: 42 to 45, a run each
+    device="auto",
+    precision="no",  # code: pure bf16 in every stage, which loses small updates; float32 here
+    task=ChoiceConfig(
+        # 1273 questions, none of which is trained on. Their figure is over all of them; here over V. The attack chooses
+        # its rate on one half of V and is read on the other
+        forget=QuestionSource(
+            name="WMDP-Bio",
+            dataset="cais/wmdp",
+            subset="wmdp-bio",
+            header="The following are multiple choice questions (with answers) about biology.",
+        ),
+        # both: 5-shot on 40 % (7 % in the code's quick mode). Questions that do not fit a row with their shots are left
+        # out
+        retain=QuestionSource(
+            name="MMLU",
+            dataset="cais/mmlu",
+            subset="all",
+            shots=5,
+            shots_split="dev",
+            header="The following are multiple choice questions (with answers) about {subject}.",
+        ),
+        # the corpus is gated: ask for it, and give yours with task.text=FOLDER where it is not reachable
+        forget_text=TextSource(
+            language="WMDP bio forget", dataset="cais/wmdp-corpora", subset="bio-forget-corpus"
+        ),
+        # code: 0.5 questions written from the domain's retain corpus, 0.5 wikitext-2 (tokenised, with <unk>); here
+        # wikitext in its raw form alone
+        retain_text=TextSource(
+            language="wikitext", dataset="Salesforce/wikitext", subset="wikitext-2-raw-v1", split="train"
+        ),
+        # code: web-edu .35, Wikipedia .35, seven Magpie instruction sets .29, questions on Wikipedia .01. Here web-edu
+        # alone
+        distill_text=TextSource(language="web", dataset="HuggingFaceFW/fineweb-edu", subset="sample-10BT"),
+        n_ctx=1024,
+        permute=False,  # both: the harness asks them in their published order
+        near_duplicates=None,
+        max_text_tokens=340_000_000,  # what distillation reads: 3000 x 110 x 1024
+        forget_shares=(0.05, 0.85, 0.05, 0.05),
+        retain_shares=(0.55, 0.05, 0.4),
+    ),
+    original=OriginalConfig(source="google/gemma-2-2b"),
+    unlearn=UnlearnConfig(
+        method="rmu",
+        also=("maxent", "sam"),
+        rmu=RMUConfig(
+            steps=90,
+            batch_size=1,  # code: 4 x 10 rows of 256 tokens, and so below
+            accumulate=10,
+            learning_rate=5e-5,  # code: 5e-5 biology, 2e-5 or 5e-5 cybersecurity; 1e-4 in the lists
+            layer=14,  # their hidden state 15 counts the embedding: the output of block 14, counted from 0
+            # code: blocks 10 to 15, of which 15 lies behind the states and gets no gradient
+            blocks=(10, 11, 12, 13, 14),
+            c=80.0,
+            retain_weight=_kept(0.5),  # code: .5, .2 and .1
+            target="gaussian",
+            tensors=("mlp.W_out",),
+            eval_every=90,
+        ),
+        maxent=MaxEntConfig(
+            steps=90,
+            batch_size=1,
+            accumulate=10,
+            learning_rate=2e-5,  # code: 3.5e-5 and 5e-5 too
+            retain_weight=_kept(0.25),  # code: .2 to .3
+            retain_loss="kl",  # code: from the frozen original, switched on
+            eval_every=90,
+        ),
+        # code: lists .01; accumulation keeps only the last micro-batch's gradient there, here all ten
+        sam=SAMConfig(
+            steps=90,
+            batch_size=1,
+            accumulate=10,
+            learning_rate=2e-5,
+            retain_weight=_kept(0.3),  # code: .3 to .5
+            retain_loss="kl",
+            sharpness=0.01,
+            eval_every=90,
+        ),
+    ),
+    # both: shrinking alone. The gain of a norm goes to one, as Gemma's own does
+    noise=NoiseConfig(alphas=(0.25,), beta=0.0),
+    distill=DistillConfig(
+        steps=3000,
+        batch_size=1,  # code: 10 x 11 rows of 1024 tokens; one at a time here, for the logits of ten are 10 GB
+        accumulate=110,
+        learning_rate=2e-5,  # code: 1e-5 or 2e-5
+        final_fraction=0.1,
+        warmup=50,
+        weight_decay=0.0,
+        stop="never",  # code: MMLU within .03 of the teacher's is written, but the rule that is passed is always false
+        tolerance=0.03,
+        eval_every=500,
+    ),
+    attack=AttackConfig(
+        # code: these three; others for attacks on longer questions, which by mistake equal the short ones
+        learning_rates=(4.62e-6, 1e-5, 2.15e-5),
+        seeds=1,  # both: one a run, 42 to 45
+        steps=500,
+        batch_size=5,  # code: 20 rows of 256
+        eval_steps=(0, 10, 25, 50, 150, 500),
+        max_extensions=0,
+        # code: six mixtures a domain, of which forget and retain corpus half and half is `mixed`
+        also=("mixed",),
+    ),
+    # there is no oracle: nobody has Gemma's own data without biology
+    arms=ArmsConfig(twins=(0.25,), unlearn_and_distill=False, rates_alpha=0.25),
 )

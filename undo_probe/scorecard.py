@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from undo_probe import intervals
-from undo_probe.attacks.envelope import AttackTable
 from undo_probe.attacks.record import write_table
-from undo_probe.attacks.relearn import attack_tables, core_rows
+from undo_probe.attacks.relearn import attack_tables
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import recovered
 from undo_probe.files import FolderLock, write_json
@@ -19,9 +18,18 @@ from undo_probe.measures.battery import Measured
 from undo_probe.randomness import derive_seed
 from undo_probe.records import Arm, Reading, Scorecard
 from undo_probe.recoveries import MEASURE, intrinsic_readings, recovery_items, recovery_tables
+from undo_probe.relearned import (
+    ANCHOR_0,
+    ANCHOR_1,
+    NO_ORACLE,
+    WHY_NONE,
+    attack_items,
+    attack_statistics,
+    finite,
+    recovered_gaps,
+)
 from undo_probe.store import Run, write_manifest
 
-ANCHOR_0, ANCHOR_1 = "oracle_matched", "original"
 # forgotten knowledge, normalised between the anchors and given a bootstrap interval
 NORMALISED = ("accuracy", "relearned", "relearn_area", "probe_accuracy", "probe_bits")
 ATTACKED_ONLY = "run `undo-probe attack` to add the attack's readings"
@@ -32,13 +40,15 @@ def score(
 ) -> Scorecard:
     """Measures every arm of a run, normalises, and writes ``readings.parquet`` and ``scorecard.json``.
 
-    What was measured before is taken from the store. A run that was attacked gets the attack's readings too.
+    What was measured before is taken from the store. A run that was attacked gets the attack's readings too. A run
+    whose original was loaded has no oracle: survival is then null with its reason, and ``recovered_gap`` says which
+    share of what unlearning took away an attacked model has.
 
     Raises:
-        UndoProbeError: the run has no original or no matched oracle to anchor at.
+        UndoProbeError: the run has no original, or no matched oracle where it should have one.
     """
     names = {arm.name for arm in run.arms}
-    if not {ANCHOR_0, ANCHOR_1} <= names:
+    if ANCHOR_1 not in names or (ANCHOR_0 not in names and not run.config.original.source):
         raise UndoProbeError(f"{run.folder} has no {ANCHOR_0} or no {ANCHOR_1}: run the pipeline first")
     with FolderLock(run.folder):
         run = Run(run.folder)  # the manifest may have grown since the caller opened it
@@ -47,7 +57,7 @@ def score(
         measured = {
             name: [
                 *battery.unpack(run.store, key),
-                *_attack_items(run, tables, name),
+                *attack_items(run, tables, name),
                 *recovery_items(run, others, name),
             ]
             for name, key in keys.items()
@@ -57,10 +67,17 @@ def score(
             reading
             for arm in run.arms
             for reading in arm_readings(
-                arm, measured[arm.name], measured[ANCHOR_0], measured[ANCHOR_1], run.config.score.draws, seed
+                arm,
+                measured[arm.name],
+                measured.get(ANCHOR_0),
+                measured[ANCHOR_1],
+                run.config.score.draws,
+                seed,
             )
         ]
-        readings += _attack_statistics(run, tables, seed) + intrinsic_readings(run, tables, others, seed)
+        readings += attack_statistics(run, tables, seed) + intrinsic_readings(run, tables, others, seed)
+        if ANCHOR_0 not in names:
+            readings += recovered_gaps(run, tables, seed)
         readings += _compute_shares(run)
         layer = run.store.entry(keys[ANCHOR_1]).extra["inner_layer"]
         headline = _headlines(run, measured, layer, seed)
@@ -103,7 +120,7 @@ def _place(item: Measured) -> tuple[str, str, str, str | None]:
 def arm_readings(
     arm: Arm,
     found: Sequence[Measured],
-    anchor_0: Sequence[Measured],
+    anchor_0: Sequence[Measured] | None,
     anchor_1: Sequence[Measured],
     draws: int,
     seed: int,
@@ -113,12 +130,12 @@ def arm_readings(
     Args:
         arm: whose.
         found: its measured values.
-        anchor_0: those of the model that should read 0 (the matched oracle), on the same rows.
+        anchor_0: those of the model that should read 0 (the matched oracle), on the same rows; None without one.
         anchor_1: those of the original.
         draws: bootstrap draws.
         seed: of the draws.
     """
-    zero = {_place(item): item for item in anchor_0 if isinstance(item, ItemScores)}
+    zero = {_place(item): item for item in anchor_0 or () if isinstance(item, ItemScores)}
     one = {_place(item): item for item in anchor_1 if isinstance(item, ItemScores)}
     readings = []
     for item in found:
@@ -128,7 +145,10 @@ def arm_readings(
         normalised = item.measure in NORMALISED or item.measure.startswith(MEASURE)
         reading = _of_items(arm, item, draws if normalised else 0, seed)
         place = _place(item)
-        if normalised and item.task_split == "forget" and place in zero and place in one:
+        if normalised and item.task_split == "forget" and anchor_0 is None:
+            note = f"{reading.note}; {WHY_NONE}" if reading.note else WHY_NONE
+            reading = replace(reading, gate=NO_ORACLE, note=note)
+        elif normalised and item.task_split == "forget" and place in zero and place in one:
             reading = _with_survival(reading, item, zero[place], one[place], draws, seed)
         readings.append(reading)
     return readings
@@ -158,8 +178,8 @@ def _of_items(arm: Arm, item: ItemScores, draws: int, seed: int) -> Reading:
         item.subset,
         item.layer,
         found.value,
-        _finite(found.low),
-        _finite(found.high),
+        finite(found.low),
+        finite(found.high),
         found.n,
         found.n_clusters,
         item.unit,
@@ -175,101 +195,18 @@ def _with_survival(
     found = intervals.survival(item.values, zero.values, one.values, item.families, draws=draws, seed=seed)
     return replace(
         reading,
-        survival=_finite(found.value),
-        survival_low=_finite(found.low),
-        survival_high=_finite(found.high),
+        survival=finite(found.value),
+        survival_low=finite(found.low),
+        survival_high=finite(found.high),
         gate=found.gate,
     )
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else float(value)
-
-
-def _attack_items(run: Run, tables: dict[str, AttackTable], name: str) -> list[ItemScores]:
-    """Relearned accuracy by step and its area, a value a row of V: what intervals and survival are made of."""
-    if name not in tables:
-        return []
-    core = core_rows(run.task)
-    families = tables[name].families[core]
-    reached = tables[name].cumulative_max(core)[:, core]
-    steps = tables[name].steps
-    items = [
-        ItemScores("relearned", "forget", f"step {step}", None, "share", values, families)
-        for step, values in zip(steps, reached, strict=True)
-    ]
-    if len(steps) > 1:
-        area = np.array([intervals.area_under_log_steps(steps, curve) for curve in reached.T])
-        items.append(ItemScores("relearn_area", "forget", "V", None, "share", area, families))
-    limited = tables[name].cumulative_max(core, run.config.attack.utility)[-1, core]
-    note = f"retain accuracy at least {run.config.attack.utility:g} of before"
-    return [
-        *items,
-        ItemScores(
-            "relearned_utility", "forget", f"step {max(steps)}", None, "share", limited, families, note=note
-        ),
-    ]
-
-
-def _attack_statistics(run: Run, tables: dict[str, AttackTable], seed: int) -> list[Reading]:
-    """Robustness between teacher and matched oracle, and the log steps to theta, for every attacked arm."""
-    if not {ANCHOR_0, ANCHOR_1} <= set(tables):
-        return []
-    core = core_rows(run.task)
-    curves = {name: table.cumulative_max(core)[:, core] for name, table in tables.items()}
-    families = tables[ANCHOR_0].families[core]
-    teacher = curves.get(Arm("unlearned", run.config.unlearn.method).name)
-    low, high = curves[ANCHOR_0][-1].mean(), curves[ANCHOR_1][-1].mean()
-    theta = float(low + 0.25 * (high - low))
-    readings = []
-    for arm in run.arms:
-        if arm.name not in curves:
-            continue
-        readings.append(_log_steps(arm, curves[arm.name], tables[arm.name].steps, families, theta, seed))
-        if teacher is not None:
-            readings.append(
-                _robustness(arm, curves[arm.name][-1], teacher[-1], curves[ANCHOR_0][-1], families, seed)
-            )
-    return readings
-
-
-def _log_steps(
-    arm: Arm, curve: np.ndarray, steps: Sequence[int], families: np.ndarray, theta: float, seed: int
-) -> Reading:
-    """Restricted mean of log2(1 + steps) to theta, with a bootstrap over families."""
-    names, member = np.unique(families, return_inverse=True)
-    sums = np.stack([np.bincount(member, weights=row, minlength=len(names)) for row in curve])
-    counts = np.bincount(member, minlength=len(names))
-    draw = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=999)
-    drawn = (draw @ sums.T) / (draw @ counts)[:, None]
-    found = intervals.restricted_mean(steps, curve.mean(axis=1), theta, steps[-1])
-    spread = intervals.restricted_mean(steps, drawn, theta, steps[-1])
-    low, high = np.quantile(spread.per_curve, (0.025, 0.975))
-    note = f"to {theta:.3f}" + (f"; not reached in {steps[-1]} steps (censored)" if found.censored[0] else "")
-    note += f"; {np.mean(spread.censored):.0%} of resamples censored; percentile bootstrap"
-    return Reading(
-        arm, "relearn_log_steps", "forget", "V", None, found.value, float(low), float(high), curve.shape[1],
-        len(names), "log2(1 + steps)", note=note,
-    )  # fmt: skip
-
-
-def _robustness(
-    arm: Arm, stage: np.ndarray, teacher: np.ndarray, oracle: np.ndarray, families: np.ndarray, seed: int
-) -> Reading:
-    """(stage - teacher) / (matched oracle - teacher), unclipped, of relearned accuracy at the last step."""
-    found = intervals.survival(stage, teacher, oracle, families, draws=0, seed=seed)
-    note = "" if found.gate == "ok" else f"teacher and oracle are {found.gap_in_se:.1f} standard errors apart"
-    return Reading(
-        arm, "robustness", "forget", "V", None, _finite(found.value), _finite(found.low), _finite(found.high),
-        len(stage), found.n_clusters or 0, "share of the gap", gate=found.gate, note=note,
-    )  # fmt: skip
 
 
 def _compute_shares(run: Run) -> list[Reading]:
     """FLOPs from the original to each student over those of the oracle when it first met the same stop rule."""
     lines = {line["name"]: line for line in run.manifest["arms"]}
     teacher = Arm("unlearned", run.config.unlearn.method).name
-    base, note = _oracle_flops(run, teacher)
+    base, note = _oracle_flops(run, teacher) if "oracle" in lines else (None, WHY_NONE)
     readings = []
     for arm in run.arms:
         if arm.stage not in ("unlearned", "noised", "distilled"):
@@ -289,7 +226,7 @@ def _compute_shares(run: Run) -> list[Reading]:
                 "forget",
                 "all",
                 None,
-                flops / base,
+                None if base is None else flops / base,
                 unit="share of data filtering",
                 n=1,
                 note=note,
@@ -332,7 +269,7 @@ def _headlines(run: Run, measured: dict[str, list[Measured]], layer: str, seed: 
         *(("probe_bits", target, layer) for target in run.task.probe_targets[:1]),
     ]
     found = {}
-    for arm in run.arms:
+    for arm in run.arms if ANCHOR_0 in measured else ():
         columns = _columns(measured, arm.name, places)
         if columns is not None:
             found[arm.name] = _headline(*columns, seed, run.config.score.draws)
@@ -382,8 +319,8 @@ def _headline(
         return {"erased_at_least": None, "note": "no range: the original is not above the matched oracle"}
     bound = intervals.max_t_upper(tops, bottoms, families, draws=draws, seed=seed)
     return {
-        "erased_at_least": _finite(1 - bound.highest),
-        "survival": [_finite(value) for value in bound.values],
-        "upper": [_finite(value) for value in bound.uppers],
+        "erased_at_least": finite(1 - bound.highest),
+        "survival": [finite(value) for value in bound.values],
+        "upper": [finite(value) for value in bound.uppers],
         "n_clusters": bound.n_clusters,
     }

@@ -18,7 +18,8 @@ from undo_probe.files import atomic_folder, digest, read_json, write_json
 from undo_probe.models import HookedTransformer, load_model, load_tensors, save_into, save_tensors
 from undo_probe.presets import load_config
 from undo_probe.records import Arm, Ledger
-from undo_probe.tasks import Task, build_task
+from undo_probe.sources import META
+from undo_probe.tasks import Task, asked_task, build_task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -251,7 +252,7 @@ class Run:
     @cached_property
     def task(self) -> Task:
         """The task, rebuilt from the configuration and checked against the run's fingerprint."""
-        task = build_task(self.config.task, self.manifest["split_seed"])
+        task = build_task(asked_task(self.config), self.manifest["split_seed"])
         if task.fingerprint != self.manifest["task"]["fingerprint"]:
             raise UndoProbeError(
                 f"the task of {self.folder} was built by another version of undo_probe: its rows differ (or its text "
@@ -269,6 +270,11 @@ class Run:
     def keys(self) -> dict[str, str]:
         """Arm name to store key."""
         return {arm["name"]: arm["key"] for arm in self.manifest["arms"]}
+
+    @cached_property
+    def n_layers(self) -> int:
+        """Blocks of the run's models, as the stored original says: it may have been loaded from elsewhere."""
+        return read_json(self.store.path(self.keys["original"]) / META)["config"]["n_layers"]
 
     def arm(self, stage: str, *, method: str = "", alpha: float | None = None, variant: str = "") -> Arm:
         """The one arm that fits; ``method`` and ``alpha`` may be left out where only one fits.

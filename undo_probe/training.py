@@ -33,7 +33,7 @@ class Context:
 
     ``folder`` is where the loop keeps what it needs to go on after a kill, every ``save_seconds``; None keeps
     nothing. ``cache`` is for what stages may share, such as a teacher's answers. ``report(step, total, **numbers)``
-    is told about progress.
+    is told about progress. ``source`` is where the original is loaded from, and of which revision.
     """
 
     seed: int = 0
@@ -44,6 +44,7 @@ class Context:
     cache: Path | None = None
     save_seconds: float = 20.0
     report: Progress | None = None
+    source: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)

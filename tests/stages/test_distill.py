@@ -181,7 +181,7 @@ def test_without_the_teachers_forget_text_no_forget_prompt_is_shown(monkeypatch:
 
 def test_matching_activations_brings_the_streams_together() -> None:
     rows = tiny.task().rows("forget_T")
-    place = [rows.read_position]
+    place = rows.read_position
     theirs = residual_streams(tiny.model(seed=6), rows.tokens, place)
 
     def apart(weight: float) -> float:

@@ -231,3 +231,30 @@ def test_a_centred_control_vector_sums_to_zero_and_is_the_uniform_one_without_it
     u, centred = control_vector(D, "uniform", 3), control_vector(D, "centred", 3)
     assert float(centred.sum()) == pytest.approx(0, abs=1e-3)
     assert cosine(centred, u - u.mean()) == pytest.approx(1, abs=1e-5)
+
+
+def test_retain_outputs_are_held_to_what_they_were() -> None:
+    rows = TASK.rows("retain_test")
+    was = losses.answer_logits(tiny.logits(tiny.half_trained(), rows.tokens), rows.answer_mask)
+    shift, flops = {}, {}
+    for kind, weight in (("kl", 5.0), ("cross_entropy", 5.0), ("cross_entropy", 0.0)):
+        settings = GradDiffConfig(
+            steps=20, batch_size=32, learning_rate=5e-4, retain_weight=weight, retain_loss=kind, eval_every=20
+        )
+        made = METHODS["graddiff"](tiny.half_trained(), TASK, settings, Context(SEED))
+        now = losses.answer_logits(tiny.logits(made.model, rows.tokens), rows.answer_mask)
+        shift[kind, weight] = float(losses.forward_kl(now, was))
+        flops[kind, weight] = made.ledger.flops
+    assert shift["kl", 5.0] < 0.5 * min(shift["cross_entropy", 5.0], shift["cross_entropy", 0.0])
+    assert flops["kl", 5.0] == pytest.approx(flops["cross_entropy", 5.0] * 7 / 6)
+
+
+def test_rmu_trains_only_the_blocks_that_are_named() -> None:
+    model = tiny.model(n_layers=3)
+    settings = RMUConfig(steps=2, batch_size=8, layer=2, blocks=(1,), tensors=("mlp.W_out",))
+    before, after = weights(model), weights(rmu(model, tiny.task(), settings, Context(SEED)).model)
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == ["blocks.1.mlp.W_out"]
+    for blocks, said in (((3,), "blocks names 3, which lies behind layer 2"), ((), "blocks is empty")):
+        with pytest.raises(ValueError, match=said):
+            RMUConfig(layer=2, blocks=blocks)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from two_languages import source
 
 from undo_probe.errors import UndoProbeError
-from undo_probe.tasks.text import Shingles, _normal, documents, state
+from undo_probe.tasks.text import Shingles, documents, normal, state
 
 TEXTS = ["One text, of a few words.", "Zwei Sätze. Mit Umlauten.", "세 번째 글은 한국어로 쓰였다."]
 FINEWEB_EDU: dict[str, Any] = {
@@ -139,8 +139,8 @@ def test_the_state_follows_content_and_not_names(tmp_path: Path) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_a_text_that_was_read_is_read_the_same_again(text: str) -> None:
-    once = _normal(text, "here")
-    assert _normal(once, "here") == once
+    once = normal(text, "here")
+    assert normal(once, "here") == once
 
 
 def test_a_document_that_mostly_copies_another_is_found_and_others_are_not() -> None:

@@ -29,7 +29,8 @@ def curve_rows(
 ) -> list[Row]:
     """The rows of ``curves.parquet`` for one arm and attack: every rate, the oracle's rate, both running maxima.
 
-    An attack that trains nothing (``oracle_rate`` None) has only before and after, kind ``single``.
+    An attack that trains nothing has only before and after, kind ``single``; without an oracle (``oracle_rate`` None)
+    no rate is its.
     """
     rows: list[Row] = []
 
@@ -51,7 +52,7 @@ def curve_rows(
                 }
             )
 
-    if oracle_rate is None:
+    if table.rates == (UNTRAINED,):
         add("single", None, None, "forget", table.forget[0, 0][:, core].astype(float))
         add("single", None, None, "retain", table.retain[0, 0].astype(float))
         return rows
@@ -59,8 +60,9 @@ def curve_rows(
         for seed in range(table.forget.shape[1]):
             add("rate", rate, seed, "forget", table.forget[index, seed][:, core].astype(float))
             add("rate", rate, seed, "retain", table.retain[index, seed].astype(float))
-    add("oracle_rate", oracle_rate, None, "forget", table.at_rate(oracle_rate)[:, core])
-    add("oracle_rate", oracle_rate, None, "retain", table.retain_at(oracle_rate))
+    if oracle_rate is not None:
+        add("oracle_rate", oracle_rate, None, "forget", table.at_rate(oracle_rate)[:, core])
+        add("oracle_rate", oracle_rate, None, "retain", table.retain_at(oracle_rate))
     add("cumulative_max", None, None, "forget", table.cumulative_max(core))
     add("cumulative_max_utility", None, None, "forget", table.cumulative_max(core, utility))
     return rows
@@ -84,9 +86,10 @@ def record(
     """
     rows = [row for arm in run.arms for row in run_history(run, arm)]
     for name, own in tables.items():
-        reference = own.get("oracle_matched", next(iter(own.values())))
-        trained = reference.rates != (UNTRAINED,)
-        oracle_rate = reference.best_rate(core) if trained else None
+        reference = own.get("oracle_matched")
+        oracle_rate = (
+            None if reference is None or reference.rates == (UNTRAINED,) else reference.best_rate(core)
+        )
         for arm in arms:
             rows += curve_rows(arm, own[arm.name], core, oracle_rate, run.config.attack.utility, name)
     write_table(rows, run.folder / "curves.parquet")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from undo_probe import losses, ranks
 from undo_probe.attacks.envelope import AttackTable, common_edges, halves
-from undo_probe.attacks.recipes import Recipe, recipes
+from undo_probe.attacks.recipes import Recipe, Recipes, recipes
 from undo_probe.attacks.record import UNTRAINED, curve_rows, record
 from undo_probe.config import AttackConfig, FitConfig, RunConfig
 from undo_probe.errors import UndoProbeError
@@ -21,7 +21,7 @@ from undo_probe.models import HookedTransformer, clone, to_device
 from undo_probe.randomness import derive_seed, deterministic
 from undo_probe.records import Arm, Curve
 from undo_probe.store import Run, Store
-from undo_probe.tasks import Task, build_task
+from undo_probe.tasks import Task, asked_task, build_task
 from undo_probe.training import Context, Fit, Row, Watch, fit, resolve_device, step_cost
 
 VERSION, RECOVERY_VERSION = 3, 2
@@ -126,8 +126,13 @@ def _filled(found: dict[int, np.ndarray], steps: Sequence[int]) -> np.ndarray:
     return np.stack(rows)
 
 
-def attack_identity(target: Target, config: RunConfig, fingerprint: str) -> dict[str, Any]:
-    """What an attack's store key is the hash of; the grid it belongs to is not part of it."""
+def attack_identity(
+    target: Target, config: RunConfig, fingerprint: str, n_layers: int | None = None
+) -> dict[str, Any]:
+    """What an attack's store key is the hash of; the grid it belongs to is not part of it.
+
+    ``n_layers`` are the model's, where they are not those of the section ``model``.
+    """
     section = config.attack
     settings = {
         "steps": section.steps,
@@ -145,14 +150,9 @@ def attack_identity(target: Target, config: RunConfig, fingerprint: str) -> dict
     }
     if target.attack == "relearn":  # as it was before there were others, so that what is stored stays valid
         return what
-    recipe = named_recipe(config, target.attack)
+    recipe = recipes(config.attack, n_layers or config.model.n_layers)[target.attack]
     own = {"attack": target.attack, **recipe.settings, **(settings if recipe.trained else {})}
     return {**what, "kind": "recovery", "version": RECOVERY_VERSION, "settings": own}
-
-
-def named_recipe(config: RunConfig, name: str) -> Recipe:
-    """The recipe of one of the run's attacks."""
-    return recipes(config.attack, config.model.n_layers)[name]
 
 
 def run_attack(
@@ -162,10 +162,10 @@ def run_attack(
     store = Store(folder)
 
     def make() -> dict[str, Any]:
-        task = build_task(config.task, split_seed)
+        task = build_task(asked_task(config), split_seed)
         context = Context(what["seed"], resolve_device(config.device), threads=config.threads, report=report)
         model = store.model(target.key)
-        recipe = named_recipe(config, target.attack)
+        recipe = recipes(config.attack, model.cfg.n_layers)[target.attack]
         done, correct = attack_once(model, task, config.attack, target.learning_rate, context, recipe)
         if report is not None:
             report(1, 1)
@@ -173,6 +173,11 @@ def run_attack(
         return {"tensors": tensors, "ledger": done.ledger, "stopped": done.stopped}
 
     return store.once(what, make)
+
+
+def recipes_of(run: Run) -> Recipes:
+    """The recipes of a run's attacks, by name."""
+    return recipes(run.config.attack, run.n_layers)
 
 
 def attacked_arms(run: Run) -> list[Arm]:
@@ -189,7 +194,7 @@ def attack(
     for all arms. Writes ``curves.parquet`` and the attacks' keys into the run folder; what is in the store is not
     run again. Returns the run, opened anew.
     """
-    config, planned = run.config.attack, recipes(run.config.attack, run.config.model.n_layers)
+    config, planned = run.config.attack, recipes_of(run)
     for recipe in planned.values():
         recipe.draw(run.task, 0)  # refuses a dose that T does not have before hours are spent
     rates = {
@@ -234,7 +239,7 @@ def _extended(
 
 def _targets(run: Run, name: str, rates: Sequence[float]) -> list[Target]:
     # what draws nothing is the same with every seed
-    drawn = named_recipe(run.config, name).trained
+    drawn = recipes_of(run)[name].trained
     seeds = range(run.config.attack.seeds if drawn else 1)
     return [
         Target(arm, run.keys[arm.name], rate, seed, name)
@@ -248,7 +253,7 @@ def _compute(run: Run, targets: list[Target], workers: int, progress: OnEvent | 
     folder, split = str(run.store.folder), run.manifest["split_seed"]
     jobs = []
     for target in targets:
-        what = attack_identity(target, run.config, run.task.fingerprint)
+        what = attack_identity(target, run.config, run.task.fingerprint, run.n_layers)
         if Store.key(what) not in run.store:
             which = "attack" if target.attack == "relearn" else f"attack {target.attack} on"
             name = f"{which} {target.arm.name} at {target.learning_rate:g}, seed {target.attack_seed}"
@@ -270,7 +275,7 @@ def attack_tables(
         return {}
     families = run.task.rows(EVALUATED["forget"]).families
     half = halves(families, run.manifest["split_seed"])
-    steps = named_recipe(run.config, attack).steps(run.config.attack)
+    steps = recipes_of(run)[attack].steps(run.config.attack)
     tables = {}
     for name in dict.fromkeys(target.arm.name for target in targets):
         own = [target for target in targets if target.arm.name == name]
@@ -305,7 +310,7 @@ def _recorded(run: Run) -> list[Target]:
 
 
 def _key(run: Run, target: Target) -> str:
-    return Store.key(attack_identity(target, run.config, run.task.fingerprint))
+    return Store.key(attack_identity(target, run.config, run.task.fingerprint, run.n_layers))
 
 
 def relearn(

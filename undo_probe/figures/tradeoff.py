@@ -32,7 +32,10 @@ def tradeoff(readings: "pd.DataFrame") -> Figure:
     for arm, reading in robust.items():
         if arm.stage == "oracle" and not arm.variant and arm not in points:
             points[arm] = (1.0, reading)
-    if not points and readings_of(readings, "robustness"):
+    unscaled = readings_of(readings, "robustness") if not points else []
+    if any(reading.gate == "no oracle" for reading in unscaled):
+        raise UndoProbeError(f"robustness has no scale in this run: {unscaled[0].note}.")
+    if unscaled:
         raise UndoProbeError(
             "robustness has no scale in this run: after the attack the unlearned model and the matched oracle lie too "
             "close together."

@@ -20,7 +20,7 @@ from undo_probe.models import HookedTransformer
 from undo_probe.randomness import derive_seed
 from undo_probe.records import Arm
 from undo_probe.store import Run, Store
-from undo_probe.tasks import Task, build_task
+from undo_probe.tasks import Task, asked_task, build_task
 
 VERSION = 2
 Measured = ItemScores | Statistic
@@ -166,7 +166,7 @@ def _subject(arm: Arm, parents: list[str], store: Store, config: RunConfig, spli
     return Subject(
         arm,
         models[0],
-        build_task(config.task, split_seed),
+        build_task(asked_task(config), split_seed),
         config,
         models[1],
         store.tensors(parents[0]),

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from undo_probe.evaluation import answer_bits, row_scores
+from undo_probe.evaluation import answer_bits, option_scores, row_scores
 from undo_probe.measures import ItemScores
 from undo_probe.models import HookedTransformer
 from undo_probe.tasks import Task, TokenSet
@@ -23,7 +23,7 @@ def capability(model: HookedTransformer, task: Task) -> list[ItemScores]:
     bits, bits per token and per character of V, T, W and held-out retain rows stand beside.
     """
     chance = task.chance()
-    exact = task.metric == "exact"
+    exact = task.metric != "bits"
     scores = []
     for split in ("forget_V", "forget_T", "forget_W", *task.extra_splits):
         rows = task.rows(split)
@@ -45,7 +45,22 @@ def capability(model: HookedTransformer, task: Task) -> list[ItemScores]:
     operations = rows.operations
     parts = {"all": np.ones(len(rows), dtype=bool)} | {op: operations == op for op in task.retain_operations}
     scores += [_item("retain", name, correct, rows, keep, chance, exact) for name, keep in parts.items()]
-    return scores + _bits(model, task) if task.metric == "bits" else scores
+    more = {"bits": _bits, "choice": _options}
+    return scores + more[task.metric](model, task) if task.metric in more else scores
+
+
+def _options(model: HookedTransformer, task: Task) -> list[ItemScores]:
+    """The right option's probability among the options, and whether it is the likeliest token of all."""
+    scores = []
+    for split in ("forget_V", "forget_T", "forget_W", "retain_test"):
+        rows = task.rows(split)
+        side, _, name = split.partition("_")
+        found = option_scores(model, rows)
+        subset = name if side == "forget" else "all"
+        for measure, key in (("option_probability", "probability"), ("exact_match", "exact")):
+            values = found[key].astype(float)
+            scores.append(ItemScores(measure, side, subset, None, "share", values, rows.families))
+    return scores
 
 
 def _bits(model: HookedTransformer, task: Task) -> list[ItemScores]:

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from undo_probe import linalg
-from undo_probe.activations import residual_streams
+from undo_probe.activations import Positions, residual_streams
 from undo_probe.errors import UndoProbeError
 from undo_probe.measures import ItemScores, Statistic
 from undo_probe.measures.probes import side_rows
@@ -69,7 +69,7 @@ def drift(
         original: what it is compared with.
         rows: the same tokens for both.
         split: ``forget`` or ``retain``.
-        positions: token positions; by default every position of the prompt.
+        positions: token positions; by default every position of the prompt, or its last where prompts differ in length.
         reference: the original's ``residual_streams`` at these positions, to harvest them once.
         read_label: the subset's name at the read position; others are ``pos 0``, ``pos 1``, ...
 
@@ -77,15 +77,24 @@ def drift(
         Per layer and position ``norm_ratio`` (|h| / |h0|), ``relative_distance`` (|h - h0| / |h0|) and
         ``cosine`` for every row, and ``cka`` (debiased, with a jackknife interval over families).
     """
-    chosen = list(range(rows.read_position + 1)) if positions is None else list(positions)
+    chosen: Positions
+    if isinstance(rows.read_position, int):
+        listed = list(range(rows.read_position + 1)) if positions is None else list(positions)
+        chosen, subsets = listed, [read_label if p == rows.read_position else f"pos {p}" for p in listed]
+    elif positions is None:
+        chosen, subsets = (
+            rows.read_position,
+            [read_label],
+        )  # all that prompts of different lengths have in common
+    else:
+        chosen, subsets = list(positions), [f"pos {place}" for place in positions]
     theirs = reference or residual_streams(original, rows.tokens, chosen)
     ours = residual_streams(model, rows.tokens, chosen)
     if list(ours) != list(theirs) or any(ours[name].shape != theirs[name].shape for name in ours):
         raise UndoProbeError("the two models' residual streams differ in shape: compare models of one shape")
     found: list[ItemScores | Statistic] = []
     for layer in ours:
-        for index, position in enumerate(chosen):
-            subset = read_label if position == rows.read_position else f"pos {position}"
+        for index, subset in enumerate(subsets):
             pair = ours[layer][:, index], theirs[layer][:, index]
             named = (split, subset, layer)
             found += [

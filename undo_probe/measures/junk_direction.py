@@ -342,6 +342,6 @@ def _states(model: HookedTransformer, rows: TokenSet, hook: str, position: Posit
     """States at the read position, or their mean over the prompt, in float32 or wider: (row, d_model)."""
     if position not in ("read", "prompt"):
         raise UndoProbeError(f"position is {position!r}: choose 'read' or 'prompt'")
-    chosen = [rows.read_position] if position == "read" else list(range(rows.read_position + 1))
+    chosen = rows.read_position if position == "read" else rows.prompt_places()
     states = harvest_points(model, rows.tokens, [hook], chosen)[hook]
     return (states if states.dtype == torch.float64 else states.float()).mean(1)

@@ -81,10 +81,12 @@ def diagram(readings: "pd.DataFrame", words: TaskWords) -> Diagram | None:
         in_chain = arm.stage in chain and not arm.variant
         in_chain = in_chain and (arm.stage != "unlearned" or not main or arm.method == main)
         (chain if in_chain else beside)[place].append(arm)
+    anchored = any(arm.stage == "oracle_matched" for arm in arms)
     cards = {arm: _card(arm, [reading for reading in found if reading.arm == arm], words) for arm in arms}
     columns = tuple(
         Column(
-            stage.capitalize(), how, tuple(cards[arm] for arm in chain[stage]), below,
+            stage.capitalize(), how if anchored or stage != "original" else "loaded, as it came",
+            tuple(cards[arm] for arm in chain[stage]), below,
             tuple(_noted(cards[arm], arm) for arm in beside[stage]),
         )
         for stage, (how, below) in _COLUMNS.items() if chain[stage] or beside[stage]
@@ -185,6 +187,7 @@ def summary_table(readings: "pd.DataFrame") -> "pd.DataFrame":
     accuracy = {(r.arm, r.task_split, r.subset): r for r in readings_of(readings, "accuracy")}
     after = last_step(readings_of(readings, "relearned", "forget"))
     robust = {r.arm: r for r in readings_of(readings, "robustness")}
+    regained = {r.arm: r for r in readings_of(readings, "recovered_gap")}
     slow = {r.arm: r for r in readings_of(readings, "relearn_log_steps")}
     price = {r.arm: r.value for r in readings_of(readings, "compute_share")}
     steps = max((step_of(reading) for reading in after.values()), default=0)
@@ -197,6 +200,7 @@ def summary_table(readings: "pd.DataFrame") -> "pd.DataFrame":
             "survival S": _survival(after[arm]),
             "log₂ steps to\u00a0θ": _log_steps(slow.get(arm)),
             "robustness": _interval(robust.get(arm)),
+            **({"of what had gone": _interval(regained.get(arm))} if regained else {}),
             "compute": "–" if price.get(arm) is None else percent(price[arm]),
         }
         for arm in in_order(after)

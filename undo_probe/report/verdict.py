@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from undo_probe.records import Arm, Reading
 from undo_probe.report import paragraphs
+from undo_probe.report.recovered import recovered_gap, recovered_headline
 from undo_probe.report.story import LEARNED, Story, judge, story_of, value_of
 from undo_probe.report.words import percent
 
@@ -38,6 +39,7 @@ def verdict(
     told = (
         ("Suppressed", paragraphs.suppression(story)),
         ("Attacked", paragraphs.hidden(readings, story)),
+        ("Without an oracle", recovered_gap(readings, story)),
         ("Noised and distilled", paragraphs.removed(story)),
         ("Inside", paragraphs.inside(readings, story, str(card.get("inner_layer") or ""))),
         ("Junk direction", paragraphs.junk(readings)),
@@ -45,7 +47,8 @@ def verdict(
         ("Price", paragraphs.price(readings, story)),
     )
     kept = tuple((lead, text) for lead, text in told if text)
-    return Verdict(_headline(story), kept, tuple(_limits(story, run or {})))
+    headline = recovered_headline(readings, story) if story.matched is None else ""
+    return Verdict(headline or _headline(story), kept, tuple(_limits(story, run or {})))
 
 
 def _headline(story: Story) -> str:

@@ -1,22 +1,50 @@
-"""The original, both oracles, and the random floor: models trained from scratch on a mixture."""
+"""The original, both oracles, and the random floor: trained from scratch on a mixture, or the original loaded."""
+
+from pathlib import Path
 
 from undo_probe import losses
 from undo_probe.config import FitConfig, ModelConfig
+from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import by_operation, row_scores
-from undo_probe.models import HookedTransformer, build
+from undo_probe.models import HookedTransformer, build, fresh_like, load_model
 from undo_probe.stages import StageResult
 from undo_probe.tasks import Task
 from undo_probe.training import Context, Row, Watch, fit, step_cost
 
-VERSION = 3
+VERSION, LOAD_VERSION = 3, 1
 WATCHED = ("retain_dev", "forget_D")
 
 
-def fresh(task: Task, shape: ModelConfig, context: Context) -> StageResult:
-    """A model with random weights: the floor of every probe."""
-    return StageResult(
-        build(shape, task.d_vocab, task.n_ctx, context.seed, context.device), stopped="not trained"
-    )
+def fresh(task: Task, shape: ModelConfig | HookedTransformer, context: Context) -> StageResult:
+    """A model with random weights, of a shape or of another model's: the floor of every probe."""
+    if isinstance(shape, ModelConfig):
+        model = build(shape, task.d_vocab, task.n_ctx, context.seed, context.device)
+    else:
+        model = fresh_like(shape, context.seed, context.device)
+    return StageResult(model, stopped="not trained")
+
+
+def load(task: Task, context: Context) -> StageResult:
+    """The original from ``context.source``.
+
+    Raises:
+        UndoProbeError: it cannot be read, or does not fit the task's tokens and rows.
+    """
+    place, revision = context.source
+    model = load_model(place, context.device, revision=revision, n_ctx=task.n_ctx)
+    # families pad their vocabularies: a tokenizer of theirs may have fewer tokens than the model
+    fits = task.d_vocab <= model.cfg.d_vocab if task.name == "choice" else task.d_vocab == model.cfg.d_vocab
+    if not fits:
+        raise UndoProbeError(
+            f"the model of original.source reads {model.cfg.d_vocab} tokens, the task {task.name} has {task.d_vocab}: "
+            "take a model that was trained on this task, or task.name=choice with the model's own tokenizer"
+        )
+    if task.n_ctx > model.cfg.n_ctx:
+        raise UndoProbeError(
+            f"a row of the task has {task.n_ctx} tokens, but the model of original.source reads {model.cfg.n_ctx} at "
+            "most: lower task.n_ctx"
+        )
+    return StageResult(model, stopped=f"loaded {Path(place).name}")
 
 
 def pretrain(

@@ -2,7 +2,15 @@
 
 from functools import lru_cache
 
-from undo_probe.config import ArithmeticConfig, InventedConfig, LanguageConfig
+from undo_probe.config import (
+    ArithmeticConfig,
+    ChoiceConfig,
+    InventedConfig,
+    LanguageConfig,
+    RunConfig,
+    TaskConfig,
+)
+from undo_probe.sources import find_source
 from undo_probe.tasks.protocol import Batch, Metric, Task, TokenSet
 
 __all__ = ["TASKS", "Batch", "Metric", "Task", "TokenSet", "build_task"]
@@ -29,8 +37,14 @@ def _language(settings: str, seed: int) -> Task:
     return LanguageTask(LanguageConfig.model_validate_json(settings), seed)
 
 
+def _choice(settings: str, seed: int) -> Task:
+    from undo_probe.tasks.choice import ChoiceTask
+
+    return ChoiceTask(ChoiceConfig.model_validate_json(settings), seed)
+
+
 # name -> builder: adding a task is a module, a section of the configuration and a line here
-TASKS = {"arithmetic": _arithmetic, "invented": _invented, "language": _language}
+TASKS = {"arithmetic": _arithmetic, "invented": _invented, "language": _language, "choice": _choice}
 
 
 @lru_cache(maxsize=4)
@@ -38,7 +52,17 @@ def _built(name: str, settings: str, seed: int) -> Task:
     return TASKS[name](settings, seed)
 
 
-def build_task(config: ArithmeticConfig | InventedConfig | LanguageConfig, seed: int) -> Task:
+def asked_task(config: RunConfig) -> TaskConfig:
+    """The task section of a run; questions are read with the tokenizer of ``original.source`` unless they name one."""
+    task, original = config.task, config.original
+    if not isinstance(task, ChoiceConfig) or task.tokenizer or not original.source:
+        return task
+    if find_source(original.source, original.revision).kind == "checkpoint":
+        return task
+    return task.model_copy(update={"tokenizer": original.source, "tokenizer_revision": original.revision})
+
+
+def build_task(config: TaskConfig, seed: int) -> Task:
     """The task that a run's ``task`` section describes.
 
     The last few are kept: a worker process runs many short jobs on one task.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from undo_probe.config import LanguageConfig
+from undo_probe.config import LanguageConfig, TextSource
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import atomic_folder, digest, file_digest, read_json, write_json
 from undo_probe.randomness import derive_seed
@@ -160,18 +160,30 @@ def _sample(config: LanguageConfig, side: str) -> list[str]:
 def _cleaned(
     config: LanguageConfig, side: str, seen: set[str], facts: dict[str, int]
 ) -> Iterator[tuple[str, str]]:
-    """Hash and text of the documents worth keeping; ``seen`` is what either side had, ``facts`` counts."""
-    source = getattr(config, side)
-    shingles = None if config.near_duplicates is None else Shingles(config.near_duplicates)
+    """Hash and text of the documents of a side worth keeping."""
+    source, shares = getattr(config, side), (config.min_characters, config.near_duplicates)
+    return cleaned(source, config.text, *shares, seen, facts)
+
+
+def cleaned(
+    source: TextSource,
+    folder: str,
+    min_characters: int,
+    near_duplicates: float | None,
+    seen: set[str],
+    facts: dict[str, int],
+) -> Iterator[tuple[str, str]]:
+    """Hash and text of the documents worth keeping; ``seen`` is what other sources had, ``facts`` counts."""
+    shingles = None if near_duplicates is None else Shingles(near_duplicates)
 
     def count(name: str, by: int = 1) -> None:
         facts[name] = facts.get(name, 0) + by
 
     kept = 0
-    for text in documents(source, config.text):
+    for text in documents(source, folder):
         name = hashlib.sha256(text.encode()).hexdigest()
         count("read")
-        if len(text) < config.min_characters:
+        if len(text) < min_characters:
             count("short")
             continue
         if name in seen:
@@ -187,7 +199,7 @@ def _cleaned(
         yield name, text
     if not kept:
         raise UndoProbeError(
-            f"no {source.language} document of at least {config.min_characters} characters was found "
+            f"no {source.language} document of at least {min_characters} characters was found "
             f"({facts.get('read', 0)} were read): give more text, or lower task.min_characters"
         )
 

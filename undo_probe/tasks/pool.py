@@ -70,7 +70,8 @@ class Pool:
         self._counts = torch.tensor([len(group) for group in members])
         self._starts = self._counts.cumsum(0) - self._counts
         self._redrawn = torch.tensor([name in redrawn for name in present])
-        self._prompt = parts[0].read_position + 1
+        # where answers begin, which is asked only where some are redrawn
+        self._prompt = int(parts[0].read_position) + 1 if redrawn else 0
         self._edges: torch.Tensor | None = None
         if shares is not None:
             weight = torch.tensor([shares[name] for name in present], dtype=torch.float64)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 FORGET_SPLITS = ("forget_T", "forget_V", "forget_W", "forget_D")
 RETAIN_SPLITS = ("retain_train", "retain_dev", "retain_test")
-Metric = Literal["exact", "bits"]
+Metric = Literal["exact", "bits", "choice"]
 """How a row is scored: see :func:`undo_probe.evaluation.row_scores`."""
 
 
@@ -25,8 +26,10 @@ class TokenSet:
     """Complete rows of one split: prompt, answer, padding.
 
     ``answer_mask`` is True at the tokens of the answer, its end mark included. The answer's first token is
-    predicted at ``read_position``, the last token of the prompt; nothing after it is seen there. Where a row is
-    running text, all of it is answer, and ``read_position`` is the last place that predicts something.
+    predicted at ``read_position``, the last token of the prompt (one number, or one a row where prompts differ in
+    length); nothing after it is seen there. Where a row is running text, all of it is answer, and ``read_position`` is
+    the last place that predicts something. ``options`` are the tokens that a question lets choose from, with -1 where
+    it has fewer, and in the labels ``answer`` is the number of the right one.
     ``labels`` has one line a row: ``operation``, ``family`` (the cluster of every interval), ``subset``
     (stratum, ``all`` where there is none) and what probes are trained to read.
     """
@@ -34,8 +37,9 @@ class TokenSet:
     name: str
     tokens: Int[Tensor, "row pos"]
     answer_mask: Bool[Tensor, "row pos"]
-    read_position: int
+    read_position: int | Int[Tensor, " row"]
     labels: "pd.DataFrame"
+    options: Int[Tensor, "row option"] | None = None
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -59,24 +63,48 @@ class TokenSet:
                 f"no row of {self.name} is left: choose a selection that holds at least one row"
             )
         labels = self.labels.iloc[rows].reset_index(drop=True)
-        return TokenSet(self.name, self.tokens[rows], self.answer_mask[rows], self.read_position, labels)
+        read = self.read_position if isinstance(self.read_position, int) else self.read_position[rows]
+        options = None if self.options is None else self.options[rows]
+        return TokenSet(self.name, self.tokens[rows], self.answer_mask[rows], read, labels, options)
+
+    def prompt_places(self) -> list[int] | Int[Tensor, "row place"]:
+        """The positions of the prompt; of prompts that differ in length, as many of each as the shortest has."""
+        if isinstance(self.read_position, int):
+            return list(range(self.read_position + 1))
+        shortest = int(self.read_position.min()) + 1
+        return self.read_position[:, None] + torch.arange(1 - shortest, 1)
 
 
 def join(name: str, *parts: TokenSet) -> TokenSet:
-    """Several splits as one, in order; all must read at the same position."""
+    """Several splits as one, in order; where a split reads at one position, all must read at the same."""
     import pandas as pd
-    import torch
 
-    positions = {part.read_position for part in parts}
-    if len(positions) != 1:
-        raise UndoProbeError(f"cannot join splits that read at different positions: {sorted(positions)}")
     return TokenSet(
         name,
         torch.cat([part.tokens for part in parts]),
         torch.cat([part.answer_mask for part in parts]),
-        positions.pop(),
+        _joined_positions([part.read_position for part in parts]),
         pd.concat([part.labels for part in parts], ignore_index=True),
+        None if parts[0].options is None else torch.cat([_options(part) for part in parts]),
     )
+
+
+def _options(part: TokenSet) -> Tensor:
+    if part.options is None:
+        raise UndoProbeError(f"cannot join {part.name}, whose rows have no options, with questions that have")
+    return part.options
+
+
+def _joined_positions(positions: "list[int | Tensor]") -> "int | Tensor":
+    each = [position for position in positions if not isinstance(position, int)]
+    if len(each) == len(positions):
+        return torch.cat(each)
+    if each or len(set(positions)) != 1:
+        shown = sorted(
+            {str(position) if isinstance(position, int) else "one a row" for position in positions}
+        )
+        raise UndoProbeError(f"cannot join splits that read at different positions: [{', '.join(shown)}]")
+    return positions[0]
 
 
 def check_disjoint(sets: Mapping[str, TokenSet]) -> None:

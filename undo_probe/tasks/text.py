@@ -10,11 +10,11 @@ import json
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from undo_probe.config import TextSource
+from undo_probe.config import QuestionSource, TextSource
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import file_digest
 
@@ -33,10 +33,11 @@ def documents(source: TextSource, folder: str) -> Iterator[str]:
         UndoProbeError: nothing is there, or something that is no text; one line says what and where.
     """
     if source.dataset:
-        yield from filter(None, (_normal(text, where) for text, where in _streamed(source)))
+        rows = streamed(source, source.split)
+        yield from filter(None, (normal(_column(row, source.column, at), at) for row, at in rows))
         return
     found = [
-        _normal(text, where) for path in text_files(source, folder) for text, where in _read(path, source)
+        normal(text, where) for path in text_files(source, folder) for text, where in _read(path, source)
     ]
     yield from sorted(filter(None, found), key=lambda text: hashlib.sha256(text.encode()).digest())
 
@@ -55,7 +56,7 @@ def text_files(source: TextSource, folder: str) -> list[Path]:
     """The files that a path below the user's folder names: one file, all of a folder, or those of a glob."""
     how = "run `undo-probe text FOLDER` to gather some, and give task.text=FOLDER"
     if not folder:
-        raise UndoProbeError(f"task.text is empty: the language task needs text of your own; {how}")
+        raise UndoProbeError(f"task.text is empty: the task needs text of your own; {how}")
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UndoProbeError(f"task.text is {folder!r}, and there is no such folder: {how}")
@@ -76,47 +77,61 @@ def _read(path: Path, source: TextSource) -> Iterator[tuple[Any, str]]:
     """The texts of a file, each with where it stands."""
     name = path.name.lower()
     if name.endswith(".parquet"):
-        yield from _parquet(path, source.column)
-        return
+        yield from ((row[source.column], where) for row, where in parquet_rows(path, [source.column]))
+    elif name.endswith((".jsonl", ".jsonl.gz")):
+        yield from ((_column(row, source.column, where), where) for row, where in json_rows(path))
+    else:
+        yield read_text(path), str(path)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, of a packed one too.
+
+    Raises:
+        UndoProbeError: it is damaged, or no UTF-8.
+    """
     try:
         data = path.read_bytes()
-        text = (gzip.decompress(data) if name.endswith(".gz") else data).decode("utf-8-sig")
+        return (gzip.decompress(data) if path.name.lower().endswith(".gz") else data).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UndoProbeError(f"{path} is not UTF-8 (byte {error.start}): convert it or remove it") from None
     except (OSError, EOFError, zlib.error) as error:
         raise UndoProbeError(f"{path} cannot be read ({error}): it is damaged or no gzip file") from None
-    if not name.endswith((".jsonl", ".jsonl.gz")):
-        yield text, str(path)
-        return
-    for number, line in enumerate(text.split("\n"), 1):
+
+
+def json_rows(path: Path) -> Iterator[tuple[Any, str]]:
+    """What stands on each line of a .jsonl file, and where."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
             where = f"line {number} of {path}"
             try:
                 row = json.loads(line)
             except ValueError:
                 raise UndoProbeError(f"{where} is not valid JSON: it was cut, or is no .jsonl file") from None
-            yield _column(row, source.column, where), where
+            yield row, where
 
 
-def _parquet(path: Path, column: str) -> Iterator[tuple[Any, str]]:
+def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[dict[str, Any], str]]:
+    """The rows of a Parquet file, with these columns or all."""
     import pyarrow.parquet as parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            if column not in file.schema_arrow.names:
-                raise UndoProbeError(
-                    f"{path} has no column {column!r}: it has {', '.join(file.schema_arrow.names)}"
-                )
-            for batch in file.iter_batches(columns=[column]):
-                for text in batch.column(0).to_pylist():
-                    yield text, str(path)
+            for column in columns or ():
+                if column not in file.schema_arrow.names:
+                    raise UndoProbeError(
+                        f"{path} has no column {column!r}: it has {', '.join(file.schema_arrow.names)}"
+                    )
+            for batch in file.iter_batches(columns=list(columns) if columns else None):
+                for row in batch.to_pylist():
+                    yield row, str(path)
     except (OSError, ValueError) as error:
         if isinstance(error, UndoProbeError):
             raise
         raise UndoProbeError(f"{path} cannot be read as Parquet ({error}): it was cut or damaged") from None
 
 
-def _streamed(source: TextSource) -> Iterator[tuple[Any, str]]:
+def streamed(source: TextSource | QuestionSource, split: str) -> Iterator[tuple[Any, str]]:
     """The rows of a data set, fetched as they are asked for and never as a whole."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -126,18 +141,18 @@ def _streamed(source: TextSource) -> Iterator[tuple[Any, str]]:
         rows = load_dataset(
             source.dataset,
             source.subset or None,
-            split=source.split,
+            split=split,
             revision=source.revision or None,
             streaming=True,
         )
         for row in rows:
-            yield _column(row, source.column, where), where
+            yield row, where
     except UndoProbeError:
         raise
     except (OSError, ValueError, DatasetsError) as error:
         first = str(error).strip().split("\n")[0]
         raise UndoProbeError(
-            f"{where} (subset {source.subset!r}, split {source.split!r}) cannot be read: {first}; check the name and "
+            f"{where} (subset {source.subset!r}, split {split!r}) cannot be read: {first}; check the name and "
             "the network, or give a local folder"
         ) from error
 
@@ -149,7 +164,8 @@ def _column(row: Any, column: str, where: str) -> Any:
     return row[column]
 
 
-def _normal(text: Any, where: str) -> str:
+def normal(text: Any, where: str) -> str:
+    """A text in Unicode's composed form with line ends of one kind; ``where`` says where it stands."""
     if not isinstance(text, str):
         raise UndoProbeError(
             f"{where} holds a {type(text).__name__} where text was expected: remove that row"

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from undo_probe import losses
-from undo_probe.config import FitConfig
+from undo_probe.config import FitConfig, OutputFit
 from undo_probe.divided import divide
 from undo_probe.models import HookedTransformer, clone, to_device
 from undo_probe.stages import StageResult
@@ -43,22 +43,32 @@ def frozen_logits(
 def forget_and_retain(
     model: HookedTransformer,
     task: Task,
-    settings: FitConfig,
+    settings: OutputFit,
     retain_weight: float,
     context: Context,
     forget_loss: ForgetLoss,
     teacher_forwards: float = 0.0,
 ) -> StageResult:
-    """Minimises ``forget_loss + retain_weight * cross-entropy(retain)``."""
+    """Minimises ``forget_loss + retain_weight * cross-entropy(retain)``.
+
+    With ``settings.retain_loss = "kl"`` the second term is forward KL from the model as it came.
+    """
+    was = frozen_logits(model, context) if settings.retain_loss == "kl" else None
 
     def loss(student: torch.nn.Module, step: int) -> Tensor:
         forget, retain = two_batches(task, settings, context, step)
         logits = student(torch.cat([forget.tokens, retain.tokens])[:, :-1], return_type="logits")
         on_forget, on_retain = logits.split([len(forget.tokens), len(retain.tokens)])
-        kept = losses.next_token(on_retain, retain.tokens, retain.answer_mask)
+        if was is None:
+            kept = losses.next_token(on_retain, retain.tokens, retain.answer_mask)
+        else:
+            pair = [
+                losses.answer_logits(each, retain.answer_mask) for each in (on_retain, was(retain.tokens))
+            ]
+            kept = losses.forward_kl(*pair)
         return forget_loss(on_forget, forget) + retain_weight * kept
 
-    return run(model, task, settings, context, loss, teacher_forwards=teacher_forwards)
+    return run(model, task, settings, context, loss, teacher_forwards=teacher_forwards + (was is not None))
 
 
 def run(

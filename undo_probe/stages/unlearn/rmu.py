@@ -35,8 +35,8 @@ def control_vector(d_model: int, kind: str, seed: int) -> Float[Tensor, " d_mode
 def rmu(model: HookedTransformer, task: Task, settings: RMUConfig, context: Context) -> StageResult:
     """Moves the residual stream after block ``settings.layer`` to ``c * u`` on forget rows (arXiv 2403.03218).
 
-    Only ``settings.tensors`` of blocks up to the layer are trained, chosen by name. States of every position
-    but the first count. ``tensors["control_vector"]`` of the result is u.
+    Only ``settings.tensors`` of blocks up to the layer (or of ``settings.blocks``) are trained, chosen by name. States
+    of every position but the first count. ``tensors["control_vector"]`` of the result is u.
 
     Raises:
         UndoProbeError: a named tensor is not in the model.
@@ -73,7 +73,8 @@ def rmu(model: HookedTransformer, task: Task, settings: RMUConfig, context: Cont
 
 def _trained(model: HookedTransformer, settings: RMUConfig) -> set[str]:
     known = {name for name, _ in model.named_parameters()}
-    wanted = {f"blocks.{block}.{name}" for block in range(settings.layer + 1) for name in settings.tensors}
+    blocks = range(settings.layer + 1) if settings.blocks is None else settings.blocks
+    wanted = {f"blocks.{block}.{name}" for block in blocks for name in settings.tensors}
     missing = sorted(wanted - known)
     if missing:
         choices = sorted(name.removeprefix("blocks.0.") for name in known if name.startswith("blocks.0."))

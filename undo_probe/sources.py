@@ -1,0 +1,149 @@
+"""Where a run's original comes from when it is not trained: a checkpoint of ours, a Hugging Face folder, a hub id.
+
+What the weights become is models.py's affair; here is only what can be known before, or without, loading them.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from undo_probe.errors import UndoProbeError
+from undo_probe.families import KNOWN, Shape, shape_of
+from undo_probe.files import digest, file_digest, read_json
+
+META = "model.json"
+"""What makes a folder a checkpoint of ours; see :func:`undo_probe.models.save_model`."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_CONTENT = ("config.json", "*.safetensors", "*.bin", "*.index.json")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place that holds a model; ``revision`` has a meaning on the hub only."""
+
+    kind: Literal["checkpoint", "folder", "hub"]
+    place: str
+    revision: str = ""
+
+
+def find_source(place: str, revision: str = "main") -> Source:
+    """What kind of place a text names.
+
+    Raises:
+        UndoProbeError: no folder, and no id that a hub could have.
+    """
+    folder = Path(place).expanduser()
+    if (folder / META).is_file():
+        return Source("checkpoint", str(folder))
+    if (folder / "config.json").is_file():
+        return Source("folder", str(folder))
+    if folder.exists() or not _HUB_ID.fullmatch(place):
+        found = "a folder without model.json and config.json" if folder.is_dir() else "no folder"
+        raise UndoProbeError(
+            f"{place!r} is {found}: expected what undo_probe's save_model or transformers' save_pretrained wrote, or "
+            "an id on the Hugging Face hub such as google/gemma-2-2b"
+        )
+    return Source("hub", place, revision)
+
+
+def identity(source: Source) -> dict[str, str]:
+    """What a stage's key says of a source: its content, or on the hub the id and revision.
+
+    A branch of the hub moves: name a commit where the key must say for good which model it was.
+    """
+    if source.kind == "hub":
+        return {"hub": source.place, "revision": source.revision}
+    if source.kind == "checkpoint":
+        return {"checkpoint": read_json(Path(source.place) / META)["content"]}
+    files = sorted({path for pattern in _CONTENT for path in Path(source.place).glob(pattern)})
+    return {
+        "content": digest(
+            [[path.name, _hash(path, path.stat().st_size, path.stat().st_mtime_ns)] for path in files]
+        )
+    }
+
+
+@lru_cache(maxsize=256)
+def _hash(path: Path, size: int, changed: int) -> str:
+    """The sha256 of a file, once as long as it looks the same: weights are gigabytes, and plans are made often."""
+    return file_digest(path)
+
+
+def described(source: Source, offline: bool = False) -> Shape:
+    """The shape of a model from its configuration alone.
+
+    Args:
+        source: where it is.
+        offline: ask no network: of a hub id, only the few that are known here.
+
+    Raises:
+        UndoProbeError: it cannot be read, is not known offline, or is of no known family.
+    """
+    if source.kind == "checkpoint":
+        meta = read_json(Path(source.place) / META)
+        return Shape(meta["config"], bool(meta["ties"]), meta.get("embed_scale", 1.0))
+    if offline and source.kind == "hub":
+        if source.place not in KNOWN:
+            raise UndoProbeError(
+                f"the shape of {source.place} is not known here (known: {', '.join(KNOWN)}): download it, and give the "
+                "folder as original.source"
+            )
+        return shape_of(KNOWN[source.place], source.place)
+    from transformers import AutoConfig
+
+    with _reading(source):
+        config = AutoConfig.from_pretrained(source.place, revision=source.revision or "main")
+    return shape_from(config, source)
+
+
+def shape_from(config: Any, source: Source) -> Shape:
+    """The shape that a transformers configuration describes."""
+    return shape_of(config.to_dict(), source.place)
+
+
+def huggingface_model(source: Source) -> Any:
+    """The transformers model in float32, its weights as they are on disk."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with _reading(source):
+        return AutoModelForCausalLM.from_pretrained(
+            source.place, revision=source.revision or "main", dtype=torch.float32, attn_implementation="eager"
+        )
+
+
+def huggingface_tokenizer(source: Source) -> Any:
+    """The tokenizer beside a Hugging Face model."""
+    from transformers import AutoTokenizer
+
+    with _reading(source):
+        return AutoTokenizer.from_pretrained(source.place, revision=source.revision or "main")
+
+
+@contextlib.contextmanager
+def _reading(source: Source) -> Iterator[None]:
+    """One clear line for whatever may be wrong with a place, and no bar on the terminal."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, UndoProbeError):
+            raise
+        first = str(error).strip().split("\n")[0][:300]
+        what = f"{source.place} at revision {source.revision}" if source.kind == "hub" else source.place
+        hint = (
+            "check the id and the network, or give a local folder"
+            if source.kind == "hub"
+            else "is the folder whole?"
+        )
+        raise UndoProbeError(f"{what} cannot be read as a Hugging Face model: {first}; {hint}") from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
