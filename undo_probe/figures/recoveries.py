@@ -19,6 +19,8 @@ _LABELS = {
     "mixed": "T and retain rows",
     "retain_only": "retain rows alone",
     "noised": "noise, then T",
+    "few_shot": "solved questions, best number",
+    "few_shot_random": "the same, solved at random",
 }
 _OF_NUMBER = {
     "dose": "{} of T’s families",
@@ -27,6 +29,8 @@ _OF_NUMBER = {
     "block": "T, block {} alone",
     "quantised": "{}-bit weights",
     "pruned": "pruned by {}",
+    "few_shot": "{} solved before it",
+    "few_shot_random": "{} solved at random",
 }
 Found = dict[str, dict[Arm, Reading]]
 
