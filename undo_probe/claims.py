@@ -34,6 +34,9 @@ ENTANGLED = (
     "task.forget_factors=[3, 6, 7, 8, 9, 12]",
     # sums are an eighth of what is shown here, not a quarter: twice the steps show each as often
     "original.steps=3000",
+    # chosen on D of seed 0: tiny's own settings leave a fifth of the forget products of D answered
+    "unlearn.maxent.steps=200",
+    "unlearn.maxent.learning_rate=0.001",
     "unlearn.also=[]",
     'arms={"twins": [], "unlearn_and_distill": false, "placebo_rmu": false}',
 )
