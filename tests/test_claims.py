@@ -12,6 +12,7 @@ import pytest
 
 from undo_probe import claims
 from undo_probe.claims import CLAIMS, Evidence, judge, judge_all, table
+from undo_probe.config import ArithmeticConfig, RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.plan import plan
 from undo_probe.presets import preset
@@ -118,7 +119,7 @@ def entangled(reached: float, seeds: int = SEEDS) -> pd.DataFrame:
     other = readings(seeds)
     student = (other["arm"] == "distilled-maxent-0.8") & other["survival"].notna()
     other.loc[student, "survival"] = reached
-    return other[~other["arm"].isin(["distilled-maxent-0.2", "distilled-maxent-0.4"])]
+    return other.query("arm not in ['distilled-maxent-0.2', 'distilled-maxent-0.4']")
 
 
 def test_entangled_sets_are_harder_where_less_is_gained_on_them_between_their_own_anchors() -> None:
@@ -134,11 +135,9 @@ def test_what_the_entangled_runs_lack_is_named() -> None:
 
     assert "the entangled runs have seeds [0, 1]" in verdict(entangled(0.5, seeds=2))
     close = entangled(0.5).assign(survival=None)
-    assert verdict(close) == (
-        "not measured: the anchors lie too close together for survival in some run, among the entangled runs"
-    )
+    assert verdict(close) == ("not measured: the anchors lie too close together for survival in some run")
     other = entangled(0.5)
-    assert "no unlearned-maxent in every run" in verdict(other[other["arm"] != "unlearned-maxent"])
+    assert "no unlearned-maxent in every run" in verdict(other.query("arm != 'unlearned-maxent'"))
 
 
 def test_the_entangled_run_has_the_arms_that_its_claim_needs_and_no_other() -> None:
@@ -149,6 +148,38 @@ def test_the_entangled_run_has_the_arms_that_its_claim_needs_and_no_other() -> N
         "distilled-maxent-0.8",
     ]  # fmt: skip
     assert claims.entangled(preset("facts-tiny")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "folders", "said"),
+    [
+        ("C17", [], ["out/entangled", "out"], "  holds"),
+        ("", [], ["out"], "no entangled runs (--entangled"),
+        ("", ["--entangled"], ["out/entangled", "out"], "only some factors' | 0.4"),
+        ("C1", [], ["out"], "  holds"),
+    ],
+)
+def test_the_second_run_is_made_only_where_it_is_asked_for(
+    name: str,
+    flags: list[str],
+    folders: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = []
+
+    def replicate(config: RunConfig, seeds: list[int], folder: Path) -> pd.DataFrame:
+        made.append(folder.as_posix())
+        second = folder.name == "entangled"
+        assert isinstance(config.task, ArithmeticConfig) and bool(config.task.forget_factors) == second
+        return entangled(0.5) if second else readings()
+
+    monkeypatch.setattr("undo_probe.replicates.replicate", replicate)
+    monkeypatch.setattr(sys, "argv", ["script", "--out", "out", *flags])
+    claims.main(name)
+    assert made == folders
+    assert said in capsys.readouterr().out
 
 
 def test_the_sheet_adjusts_over_what_was_tested() -> None:

@@ -285,7 +285,7 @@ def test_figures_of_a_task_scored_in_bits_speak_of_no_questions(
         assert "question" not in text.lower(), figure.name
     assert "bits saved on forget text" in drawn[0].spec()
     with pytest.raises(UndoProbeError, match="nothing that a probe could be trained to read"):
-        figures.probes(readings[readings["measure"] != "probe_bits"], words=words)
+        figures.probes(readings.query("measure != 'probe_bits'"), words=words)
 
 
 def test_without_further_attacks_recoveries_says_how_to_ask_for_them(readings: pd.DataFrame) -> None:

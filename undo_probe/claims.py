@@ -40,10 +40,7 @@ ENTANGLED = (
     "unlearn.also=[]",
     'arms={"twins": [], "unlearn_and_distill": false, "placebo_rmu": false}',
 )
-"""Overrides of a preset of arithmetic for C17's second run: half of all products to be forgotten, the rest kept.
-
-Of the sweep only the strongest student is made: see :func:`entangled`.
-"""
+"""Overrides of a preset of arithmetic for C17's second run: half of all products are forgotten, the rest kept."""
 
 
 class Missing(UndoProbeError):
@@ -98,16 +95,15 @@ class Evidence:
         return self.values(arm, f"measure == 'relearned' and subset == '{last}'", column)
 
     def gain(self) -> Margins:
-        """Survival after the attack, teacher less strongest student: what noise and distillation took away.
-
-        Between the anchors of its own run, so that tasks can be compared in which the matched oracle relearns more.
-        """
-        for arm in (self.teacher, self.student()):
+        """Survival after the attack, teacher less strongest student: between each run's own anchors."""
+        pair = self.teacher, self.student()
+        for arm in pair:
             self.reached(arm)  # an arm that is missing is named as such
         try:
-            return self.reached(self.teacher, "survival") - self.reached(self.student(), "survival")
+            high, low = (self.reached(arm, "survival") for arm in pair)
         except Missing as lack:
             raise Missing("the anchors lie too close together for survival in some run") from lack
+        return high - low
 
     def log_steps(self, arm: str) -> Margins:
         """log2(1 + steps) to the threshold, capped at the attack's length (so a difference is understated)."""
@@ -197,7 +193,7 @@ def _word(claim: Claim, found: intervals.Interval) -> str:
 
 
 def entangled(config: "RunConfig") -> "RunConfig | None":
-    """A configuration's second run for C17; None where its task is not arithmetic."""
+    """A configuration's second run for C17, with its strongest student only; None where its task is not arithmetic."""
     from undo_probe.presets import override
 
     if config.task.name != "arithmetic":
@@ -215,23 +211,21 @@ def main(name: str = "") -> None:
     parser = argparse.ArgumentParser(description=CLAIMS[name].says if name else "every claim on one sheet")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--seeds", type=int, nargs="+", default=[31, 32, 33, 34, 35, 36])
-    parser.add_argument("--out", default="runs/claims", help="one folder a seed; finished stages are loaded")
     parser.add_argument(
-        "--entangled",
-        action="store_true",
-        help="a second run a seed, in OUT/entangled, for C17 on the sheet of all",
+        "--out", default="runs/claims", type=Path, help="one folder a seed; finished stages are loaded"
     )
+    told = "a second run a seed, in OUT/entangled, for C17 on the sheet of all"
+    parser.add_argument("--entangled", action="store_true", help=told)
     asked = parser.parse_args()
-    config = preset(asked.preset, *ARMS)
-    own = (config.unlearn.method, config.arms.rates_alpha)
-    other = entangled(preset(asked.preset)) if asked.entangled or name == "C17" else None
-    beside = (
-        None
-        if other is None
-        else Evidence(replicate(other, asked.seeds, Path(asked.out) / "entangled"), *own)
-    )
-    evidence = Evidence(replicate(config, asked.seeds, asked.out), *own, beside)
-    print(judge(name, evidence) if name else table(judge_all(evidence)))  # noqa: T201
+
+    def evidence(config: "RunConfig", folder: Path, beside: Evidence | None = None) -> Evidence:
+        found = replicate(config, asked.seeds, folder)
+        return Evidence(found, config.unlearn.method, config.arms.rates_alpha, beside)
+
+    second = entangled(preset(asked.preset)) if asked.entangled or name == "C17" else None
+    beside = second and evidence(second, asked.out / "entangled")
+    every = evidence(preset(asked.preset, *ARMS), asked.out, beside)
+    print(judge(name, every) if name else table(judge_all(every)))  # noqa: T201
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
@@ -291,11 +285,7 @@ def _c17(e: Evidence) -> Margins:
     own, other = (sorted(set(each.readings["seed"])) for each in (e, e.entangled))
     if own != other:
         raise Missing(f"the entangled runs have seeds {other}, the others {own}")
-    plain = e.gain()
-    try:
-        return plain - e.entangled.gain()
-    except Missing as lack:
-        raise Missing(f"{lack}, among the entangled runs") from lack
+    return e.gain() - e.entangled.gain()
 
 
 def _c14(e: Evidence) -> Margins:
