@@ -12,6 +12,7 @@ import pytest
 
 from undo_probe import claims
 from undo_probe.claims import CLAIMS, Evidence, judge, judge_all, table
+from undo_probe.config import ArithmeticConfig, RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.plan import plan
 from undo_probe.presets import preset
@@ -34,6 +35,7 @@ STORY = {
 
 def readings(seeds: int = SEEDS, **others: tuple[float, ...]) -> pd.DataFrame:
     """A made-up run a seed, whose values differ a little between seeds."""
+    last = ("relearned", "step 200")
     draw = np.random.default_rng(0)
     named = {Arm("distilled", "maxent", 0.4, variant=name): values for name, values in others.items()}
     lines = []
@@ -53,8 +55,10 @@ def readings(seeds: int = SEEDS, **others: tuple[float, ...]) -> pd.DataFrame:
             if compute is not None:
                 values.append(("compute_share", "forget", "all", compute))
             lines += [
-                {**common, "measure": m, "task_split": t, "subset": s, "value": v} for m, t, s, v in values
-            ]
+                {**common, "measure": m, "task_split": t, "subset": s, "value": v,
+                 "survival": (v - 0.05) / 0.95 if (m, s) == last else None}
+                for m, t, s, v in values
+            ]  # fmt: skip
             bits = {**common, "layer": "blocks.1.hook_resid_post", "measure": "probe_bits"}
             lines.append(
                 {**bits, "task_split": "forget", "subset": "first_digit", "value": reached + noise[0]}
@@ -74,7 +78,7 @@ def test_the_papers_story_holds_where_it_was_made_to_and_what_is_missing_is_name
     assert found["C9"] == "does not hold"
     assert found["C4"] == "not measured: no unlearned-oracle_matching in every run"
     assert found["C10"] == "not measured: no distilled-maxent-0.4-shrink only in every run"
-    assert found["C17"] == "not measured: no entangled task was run"
+    assert found["C17"] == "not measured: no entangled runs (--entangled, on a preset of arithmetic)"
 
 
 def test_a_story_the_other_way_round_does_not_hold() -> None:
@@ -108,6 +112,74 @@ def test_few_seeds_are_points() -> None:
     words = {word for word in verdicts(readings(seeds=3)).values() if not word.startswith("not measured")}
     assert words == {"points only: fewer than 6 seeds"}
     assert verdicts(readings(seeds=1))["C1"].startswith("not measured: one seed")
+
+
+def entangled(reached: float, seeds: int = SEEDS) -> pd.DataFrame:
+    """The same seeds on another task, on which the strongest student gives back more."""
+    other = readings(seeds)
+    student = (other["arm"] == "distilled-maxent-0.8") & other["survival"].notna()
+    other.loc[student, "survival"] = reached
+    return other.query("arm not in ['distilled-maxent-0.2', 'distilled-maxent-0.4']")
+
+
+def test_entangled_sets_are_harder_where_less_is_gained_on_them_between_their_own_anchors() -> None:
+    found = judge("C17", Evidence(readings(), entangled=Evidence(entangled(0.5))))
+    assert found.verdict == "holds" and found.interval is not None
+    assert found.interval.value == pytest.approx(0.5 - (0.1 - 0.05) / 0.95, abs=0.02)
+    assert judge("C17", Evidence(readings(), entangled=Evidence(entangled(-0.4)))).verdict == "does not hold"
+
+
+def test_what_the_entangled_runs_lack_is_named() -> None:
+    def verdict(other: pd.DataFrame) -> str:
+        return judge("C17", Evidence(readings(), entangled=Evidence(other))).verdict
+
+    assert "the entangled runs have seeds [0, 1]" in verdict(entangled(0.5, seeds=2))
+    close = entangled(0.5).assign(survival=None)
+    assert verdict(close) == ("not measured: the anchors lie too close together for survival in some run")
+    other = entangled(0.5)
+    assert "no unlearned-maxent in every run" in verdict(other.query("arm != 'unlearned-maxent'"))
+
+
+def test_the_entangled_run_has_the_arms_that_its_claim_needs_and_no_other() -> None:
+    config = claims.entangled(preset("small"))
+    assert config is not None
+    assert [step.arm.name for step in plan(config)] == [
+        "original", "oracle", "oracle_matched", "random", "unlearned-maxent", "noised-maxent-0.8",
+        "distilled-maxent-0.8",
+    ]  # fmt: skip
+    assert claims.entangled(preset("facts-tiny")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "folders", "said"),
+    [
+        ("C17", [], ["out/entangled", "out"], "  holds"),
+        ("", [], ["out"], "no entangled runs (--entangled"),
+        ("", ["--entangled"], ["out/entangled", "out"], "only some factors' | 0.4"),
+        ("C1", [], ["out"], "  holds"),
+    ],
+)
+def test_the_second_run_is_made_only_where_it_is_asked_for(
+    name: str,
+    flags: list[str],
+    folders: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = []
+
+    def replicate(config: RunConfig, seeds: list[int], folder: Path) -> pd.DataFrame:
+        made.append(folder.as_posix())
+        second = folder.name == "entangled"
+        assert isinstance(config.task, ArithmeticConfig) and bool(config.task.forget_factors) == second
+        return entangled(0.5) if second else readings()
+
+    monkeypatch.setattr("undo_probe.replicates.replicate", replicate)
+    monkeypatch.setattr(sys, "argv", ["script", "--out", "out", *flags])
+    claims.main(name)
+    assert made == folders
+    assert said in capsys.readouterr().out
 
 
 def test_the_sheet_adjusts_over_what_was_tested() -> None:

@@ -19,7 +19,7 @@ from undo_probe.figures import Figure, look
 from undo_probe.figures.figure import script_json, table_html
 from undo_probe.figures.layout import Panels, beside, spread
 from undo_probe.figures.tables import lines_of, thinned
-from undo_probe.records import Arm, reading_table
+from undo_probe.records import Arm, TaskWords, reading_table
 
 HOSTILE = '<img src=x onerror="alert(1)">&lt;</script>\u2028{{7*7}}'
 
@@ -41,7 +41,7 @@ def every_figure(readings: pd.DataFrame, curves: pd.DataFrame) -> list[Figure]:
     drawn = [figures.relearning(curves, readings), figures.attacks(curves), figures.training(curves)]
     drawn.append(figures.lengths(*with_lengths(readings, curves)))
     drawn.append(figures.variations(with_variations(readings)))
-    drawn.append(figures.recoveries(with_recoveries(readings)))
+    drawn.append(figures.recoveries(synthetic.with_recoveries(readings)))
     return [*drawn, *(draw(readings) for draw in others), *probes]
 
 
@@ -227,26 +227,10 @@ def test_twins_and_placebos_have_no_place_in_the_price_figure(readings: pd.DataF
     assert {"MaxEnt", "UNDO 0.8", "Oracle (data filtering)", "Unlearn-and-Distill"} <= set(shown)
 
 
-RECOVERIES = ("mixed", "dose-5", "lora-4", "quantised-4", "pruned-0.3")
-
-
-def with_recoveries(readings: pd.DataFrame) -> pd.DataFrame:
-    """The made-up run after further attacks, each giving back half as much as the last steps of relearning."""
-    last = readings.loc[(readings["measure"] == "relearned") & (readings["subset"] == "step 200")]
-    more = [readings, last.assign(subset="step 0", value=0.04, low=0.02, high=0.06)]
-    for attack in RECOVERIES:
-        subset = "V" if attack.startswith(("quantised", "pruned")) else "step 200"
-        changed = last.assign(measure=f"after_{attack}", subset=subset)
-        more.append(changed.assign(**{name: last[name] / 2 for name in ("value", "low", "high")}))
-        more.append(changed.assign(subset=f"{subset}, retain kept", value=0.99))
-        more.append(changed.assign(task_split="retain", value=0.98))
-    return pd.concat(more, ignore_index=True)
-
-
 def test_recoveries_has_a_panel_a_model_a_row_an_attack_and_both_anchors_in_each(
     readings: pd.DataFrame,
 ) -> None:
-    figure = figures.recoveries(with_recoveries(readings))
+    figure = figures.recoveries(synthetic.with_recoveries(readings))
     drawn = spec(figure)
     assert list(figure.table["attack"]) == [
         "before any attack", "relearning on T", "T and retain rows", "5 of T’s families", "T, LoRA rank 4",
@@ -266,15 +250,42 @@ def test_recoveries_has_a_panel_a_model_a_row_an_attack_and_both_anchors_in_each
 def test_recoveries_shows_what_was_read_and_neither_retain_nor_the_limited_value(
     readings: pd.DataFrame,
 ) -> None:
-    data = spec(figures.recoveries(with_recoveries(readings)))["data"]
+    data = spec(figures.recoveries(synthetic.with_recoveries(readings)))["data"]
     (teacher,) = [trace for trace in data if trace["name"] == "MaxEnt"]
     relearned = teacher["x"][1]
-    assert teacher["x"][2:] == pytest.approx([relearned / 2] * len(RECOVERIES))
+    assert teacher["x"][2:] == pytest.approx([relearned / 2] * len(synthetic.RECOVERIES))
     own = readings.loc[(readings["method"] == "maxent") & (readings["stage"] == "unlearned")]
     own = own.loc[(own["variant"] == "") & (own["measure"] == "relearned") & (own["subset"] == "step 200")]
     assert [teacher["x"][0], relearned] == pytest.approx([0.04, *own["value"]])
     ends = zip(teacher["x"], teacher["error_x"]["array"], teacher["error_x"]["arrayminus"], strict=True)
     assert all(0 <= value - low <= value + high <= 1 for value, high, low in ends)
+
+
+def test_few_shot_is_labelled_by_number_and_what_its_control_is(readings: pd.DataFrame) -> None:
+    attacks = ("few_shot-1", "few_shot-8", "few_shot_random-8", "few_shot", "few_shot_random")
+    shown = figures.recoveries(synthetic.with_recoveries(readings, attacks)).table["attack"]
+    assert list(shown)[2:] == [
+        "1 solved before it", "8 solved before it", "8 solved at random", "solved questions, best number",
+        "the same, solved at random",
+    ]  # fmt: skip
+
+
+def test_figures_of_a_task_scored_in_bits_speak_of_no_questions(
+    readings: pd.DataFrame, curves: pd.DataFrame
+) -> None:
+    words = TaskWords(scored="bits", targets={})
+    drawn = [
+        figures.relearning(curves, readings, words), figures.recoveries(synthetic.with_recoveries(readings), words),
+        figures.variations(with_variations(readings), words), figures.junk(readings, words),
+        figures.drift_layers(readings, words), figures.drift_positions(readings, words=words),
+        figures.training(curves, words), figures.tradeoff(readings), figures.attacks(curves),
+    ]  # fmt: skip
+    for figure in drawn:
+        text = f"{figure.title} {figure.caption} {figure.opposite} {figure.spec()} {list(figure.table)}"
+        assert "question" not in text.lower(), figure.name
+    assert "bits saved on forget text" in drawn[0].spec()
+    with pytest.raises(UndoProbeError, match="nothing that a probe could be trained to read"):
+        figures.probes(readings.query("measure != 'probe_bits'"), words=words)
 
 
 def test_without_further_attacks_recoveries_says_how_to_ask_for_them(readings: pd.DataFrame) -> None:

@@ -12,7 +12,7 @@ from undo_probe.attacks import AttackTable, attack
 from undo_probe.attacks.relearn import attack_tables, attacked_arms, core_rows, recorded_attacks
 from undo_probe.files import read_json
 from undo_probe.pipeline import run_undo
-from undo_probe.recoveries import recovery_items, recovery_tables, smallest_enough
+from undo_probe.recoveries import any_number, recovery_items, recovery_tables, smallest_enough
 from undo_probe.report import write_report
 from undo_probe.report.intrinsic import intrinsic_table
 from undo_probe.scorecard import score
@@ -61,8 +61,33 @@ def test_the_interval_is_over_families_not_rows() -> None:
     assert smallest_enough((0, 1), reached, np.ones(400), 0.45, apart, 0)[2] == 1
 
 
+def shot_table(before: float, after: float) -> AttackTable:
+    scores = np.stack([share_right(before), share_right(after)])[None, None]
+    half = np.arange(40) % 2
+    return AttackTable((0.0,), (0, 1), scores, np.ones((1, 1, 2, 5)), FAMILIES, half)
+
+
+def test_the_best_number_of_solved_questions_is_chosen_on_the_other_half() -> None:
+    core = np.ones(40, dtype=bool)
+    tables = {f"few_shot-{k}": {"arm": shot_table(0.2, after)} for k, after in ((1, 0.1), (2, 0.9), (4, 0.5))}
+    tables |= {"few_shot_random-1": {"arm": shot_table(0.2, 0.05)}, "lora-1": {"arm": shot_table(0.2, 1.0)}}
+    items = {item.measure: item for item in any_number(tables, "arm", core)}
+    assert set(items) == {"after_few_shot", "after_few_shot_random"}
+    assert np.array_equal(items["after_few_shot"].values, share_right(0.9))
+    # where every number only hurts, none is asked first
+    assert np.array_equal(items["after_few_shot_random"].values, share_right(0.2))
+    # luck in one half is not reported from that half
+    first, second = (shot_table(0.0, 0.0) for _ in range(2))
+    first.forget[0, 0, 1, ::2], second.forget[0, 0, 1, 1::2] = 1, 1
+    lucky = any_number({"few_shot-1": {"arm": first}, "few_shot-2": {"arm": second}}, "arm", core)
+    assert not lucky[0].values.any()
+    assert any_number(tables, "no such arm", core) == []
+
+
 ALSO = (
-    'attack.also=["mixed","retain_only","noised","dose","lora","subspace","block","quantised","pruned"]',
+    'attack.also=["mixed","retain_only","noised","dose","lora","subspace","block","quantised","pruned","few_shot"]',
+    "task.shots=2",
+    "attack.recovery.shots=[1,2]",
     "attack.recovery.doses=[1,3]",
     "attack.recovery.ranks=[1,2]",
     "attack.recovery.dimensions=[4,8]",
@@ -79,7 +104,8 @@ ALSO = (
 )
 NAMES = [
     "relearn", "mixed", "retain_only", "noised", "dose-1", "dose-3", "lora-1", "lora-2", "subspace-4", "subspace-8",
-    "block-0", "quantised-8", "quantised-4", "pruned-0.5",
+    "block-0", "quantised-8", "quantised-4", "pruned-0.5", "few_shot-1", "few_shot-2", "few_shot_random-1",
+    "few_shot_random-2",
 ]  # fmt: skip
 
 
@@ -121,7 +147,7 @@ def test_the_scorecard_has_every_attack_on_every_arm_with_n_and_an_interval(whol
     families = set(whole.task.rows("forget_V").families[core_rows(whole.task)])
     for name in NAMES[1:]:
         own = readings[(readings["measure"] == f"after_{name}") & (readings["task_split"] == "forget")]
-        untrained = name.startswith(("quantised", "pruned"))
+        untrained = name.startswith(("quantised", "pruned", "few_shot"))
         expected = {"V"} if untrained else {"step 4", "step 4, retain kept"}
         assert set(own["subset"]) == expected, name
         assert len(own) == len(expected) * len(attacked_arms(whole))
@@ -145,6 +171,9 @@ def test_the_items_are_those_of_the_tables(whole: Run) -> None:
     table: AttackTable = tables["pruned-0.5"]["original"]
     assert np.array_equal(items["after_pruned-0.5", "forget", "V"].values, table.forget[0, 0, 1, core])
     assert np.array_equal(items["after_pruned-0.5", "retain", "all"].values, table.retain[0, 0, 1])
+    few, random = (tables[f"few_shot{kind}-2"]["original"].forget[0, 0, 1, core] for kind in ("", "_random"))
+    assert np.array_equal(items["after_few_shot-2", "forget", "V"].values, few)
+    assert items["after_few_shot-2", "forget", "V"].control_value == random.mean()
     table = tables["lora-2"]["original"]
     reached = table.cumulative_max(core)[-1, core]
     assert np.array_equal(items["after_lora-2", "forget", "step 4"].values, reached)

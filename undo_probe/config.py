@@ -14,6 +14,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Steps = Annotated[int, Field(ge=0)]
+Shots = Annotated[int, Field(ge=0, le=64)]
 
 
 class Section(BaseModel):
@@ -21,12 +22,14 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
     later: ClassVar[tuple[str, ...]] = ()
-    """Settings that came after results had been stored: while at their default they are in no store key."""
+    """Settings newer than stored results: a fingerprint names them only where they are not at their default."""
 
-    def identity(self) -> dict[str, Any]:
-        """What a store key holds of this section."""
-        new = {name for name in self.later if getattr(self, name) == type(self).model_fields[name].default}
-        return self.model_dump(mode="json", exclude=new)
+    def identity(self, *without: str) -> dict[str, Any]:
+        """The settings as a fingerprint holds them, ``without`` some."""
+        at_default = {
+            name for name in self.later if getattr(self, name) == type(self).model_fields[name].default
+        }
+        return self.model_dump(mode="json", exclude={*without, *at_default})
 
 
 def _refuse_twice(key: str, numbers: tuple[float, ...]) -> None:
@@ -43,9 +46,15 @@ class ArithmeticConfig(Section):
     ``word_problems`` is the share of questions that are asked in words. ``background`` is a folder of ``.txt`` files,
     whose text makes up ``background_share`` of the rows that are not only about forgetting; its
     ``background_words`` most frequent words are told apart.
+
+    With ``forget_factors`` the two sides are entangled: only products and quotients in which one of these factors takes
+    part are forgotten, all others are kept beside sums and differences.
+
+    With ``shots`` so many solved rows fit before a question: what is trained on is that many rows and one more in line.
     """
 
     name: Literal["arithmetic"] = "arithmetic"
+    later: ClassVar[tuple[str, ...]] = ("forget_factors", "shots")
     add_max: Annotated[int, Field(ge=2, le=50)] = 50
     mul_max: Annotated[int, Field(ge=2, le=31)] = 20
     forget_shares: tuple[Share, Share, Share, Share] = (0.45, 0.35, 0.1, 0.1)
@@ -54,11 +63,33 @@ class ArithmeticConfig(Section):
     background: str | None = None
     background_share: Rate = 0.75
     background_words: Count = 2000
+    forget_factors: tuple[Count, ...] = ()
+    shots: Shots = 0
 
     @model_validator(mode="after")
     def _something_is_forgotten(self) -> Self:
         if not sum(self.forget_shares):
             raise ValueError("task.forget_shares are all 0: give T, V, W and D a share of the families")
+        return self
+
+    @model_validator(mode="after")
+    def _factors_on_either_side(self) -> Self:
+        factors = self.forget_factors
+        _refuse_twice("task.forget_factors", factors)
+        for factor in factors:
+            if factor > self.mul_max:
+                raise ValueError(
+                    f"task.forget_factors has {factor}, but factors go from 1 to task.mul_max ({self.mul_max})"
+                )
+        if factors and self.mul_max - len(factors) < 2:
+            raise ValueError(
+                "task.forget_factors leaves fewer than two factors whose products are kept: name fewer, or none to "
+                "forget all products"
+            )
+        if factors and (self.word_problems or self.background is not None):
+            raise ValueError(
+                "task.forget_factors does not go with task.word_problems or task.background: leave one of them out"
+            )
         return self
 
 
@@ -69,9 +100,11 @@ class InventedConfig(Section):
     of which one, drawn for each fact, is kept for testing. ``forget_share`` of the people are to be forgotten.
     ``unlearn_wordings`` says whether unlearning and distillation meet the test's wording of the forget people's
     questions (``all``) or whether its forgetting has to carry over (``trained``); it is never met with retain people.
+    ``shots``: as in :class:`ArithmeticConfig`.
     """
 
     name: Literal["invented"] = "invented"
+    later: ClassVar[tuple[str, ...]] = ("shots",)
     people: Annotated[int, Field(ge=8, le=1000)] = 240
     relations: Annotated[int, Field(ge=1, le=6)] = 4
     answers: Annotated[int, Field(ge=2, le=16)] = 12
@@ -79,6 +112,7 @@ class InventedConfig(Section):
     forget_share: Rate = 0.4
     forget_shares: tuple[Share, Share, Share, Share] = (0.35, 0.35, 0.2, 0.1)
     unlearn_wordings: Literal["all", "trained"] = "all"
+    shots: Shots = 0
 
     @model_validator(mode="after")
     def _something_is_forgotten(self) -> Self:
@@ -475,7 +509,7 @@ class DistillConfig(FitConfig):
 
 
 Recovery = Literal[
-    "mixed", "retain_only", "noised", "dose", "lora", "subspace", "block", "quantised", "pruned"
+    "mixed", "retain_only", "noised", "dose", "lora", "subspace", "block", "quantised", "pruned", "few_shot"
 ]
 
 
@@ -484,11 +518,11 @@ class RecoveryConfig(Section):
 
     ``doses`` are numbers of T's families; ``alpha`` and ``beta`` the attacker's own shrink-and-perturb before
     ``noised``; ``ranks`` those of ``lora``, ``dimensions`` those of ``subspace``; ``bits`` and ``shares`` what
-    ``quantised`` rounds to and ``pruned`` takes away. ``threshold`` is the share of the original's accuracy on V that
-    must come back for a rank, dimension or block to count as enough.
+    ``quantised`` rounds to and ``pruned`` takes away; ``shots`` how many solved questions of T stand before one in
+    ``few_shot``, drawn ``draws`` times for each question; they need room, see ``task.shots``.
 
-    There is no few-shot attack: a row of the arithmetic task fills the context by itself, so no example fits
-    before it.
+    ``threshold`` is the share of the original's accuracy on V that must come back for a rank, dimension or block to
+    count as enough.
     """
 
     doses: tuple[Count, ...] = (1, 5, 20, 80)
@@ -498,11 +532,13 @@ class RecoveryConfig(Section):
     dimensions: tuple[Count, ...] = (4, 16, 64, 256)
     bits: tuple[Annotated[int, Field(ge=2, le=8)], ...] = (8, 4)
     shares: tuple[Share, ...] = (0.1, 0.3, 0.5)
+    shots: tuple[Count, ...] = (1, 2, 4, 8)
+    draws: Count = 5
     threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
-        for key in ("doses", "ranks", "dimensions", "bits", "shares"):
+        for key in ("doses", "ranks", "dimensions", "bits", "shares", "shots"):
             _refuse_twice(f"attack.recovery.{key}", getattr(self, key))
         return self
 
@@ -652,6 +688,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        self._check_room()
         if self.original.source:
             self._check_arms()
         else:
@@ -659,6 +696,22 @@ class RunConfig(Section):
         for name, variation in self.arms.variations.items():
             self.varied(name, variation)
         return self
+
+    def _check_room(self) -> None:
+        """Refuses a few-shot attack on models that cannot read so much."""
+        most = max(self.attack.recovery.shots, default=0)
+        if "few_shot" not in self.attack.also:
+            return
+        if not isinstance(self.task, ArithmeticConfig | InventedConfig):
+            raise ValueError(
+                f"attack.also has few_shot, but the task {self.task.name} has no room for solved questions before "
+                "one: leave it out"
+            )
+        if most > self.task.shots:
+            raise ValueError(
+                f"attack.also has few_shot with {most} solved questions before one, but task.shots is "
+                f"{self.task.shots}: raise task.shots to {most}, or give a smaller attack.recovery.shots"
+            )
 
     def _check_arms(self) -> None:
         """Refuses what cannot be had where the original is not trained here."""

@@ -1,11 +1,13 @@
 """What the attacks beside relearning brought back, and how little training was enough."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
 
 from undo_probe.attacks.envelope import AttackTable
+from undo_probe.attacks.recipes import CONTROL
 from undo_probe.attacks.record import UNTRAINED
 from undo_probe.attacks.relearn import EVALUATED, attack_tables, core_rows, recorded_attacks
 from undo_probe.measures import ItemScores
@@ -31,7 +33,8 @@ def recovery_items(run: Run, tables: Tables, name: str) -> list[ItemScores]:
     """What each attack leaves one arm with at its end, a value a row.
 
     For a trained attack: the most that any rate and step reached, chosen on the other half of V, without and
-    with the utility limit. For a change of the weights alone: what the changed model answers, forget and retain.
+    with the utility limit. Where nothing is trained: what the model answers then, forget and retain; and over all
+    numbers of solved questions together, the number chosen on the other half.
     """
     core, utility = core_rows(run.task), run.config.attack.utility
     found: list[ItemScores] = []
@@ -43,8 +46,9 @@ def recovery_items(run: Run, tables: Tables, name: str) -> list[ItemScores]:
         if table.rates == (UNTRAINED,):
             kept = run.task.rows(EVALUATED["retain"]).families
             after, retain = (rows[0, 0, -1].astype(float) for rows in (table.forget, table.retain))
+            control = _random_answers(tables, attack, name, core)
             found += [
-                ItemScores(measure, "forget", "V", None, "share", after[core], families),
+                ItemScores(measure, "forget", "V", None, "share", after[core], families, *control),
                 ItemScores(measure, "retain", "all", None, "share", retain, kept),
             ]
             continue
@@ -56,6 +60,35 @@ def recovery_items(run: Run, tables: Tables, name: str) -> list[ItemScores]:
                 measure, "forget", f"{last}, retain kept", None, "share", careful, families, note=note
             ),
         ]
+    return [*found, *any_number(tables, name, core)]
+
+
+def _random_answers(tables: Tables, attack: str, name: str, core: np.ndarray) -> tuple[str, float | None]:
+    """The control of a few-shot attack: what the same questions bring back when solved at random."""
+    kind, _, shots = attack.rpartition("-")
+    table = tables.get(f"{CONTROL}-{shots}", {}).get(name) if kind == "few_shot" else None
+    if table is None:
+        return "", None
+    return "the same questions with random answers", float(table.forget[0, 0, -1, core].mean())
+
+
+def any_number(tables: Tables, name: str, core: np.ndarray) -> list[ItemScores]:
+    """What the few-shot attack and its control reach with the number of solved questions that serves them best.
+
+    The number (or none) is chosen on one half of V and read on the other.
+    """
+    found = []
+    for kind in ("few_shot", CONTROL):
+        own = [of[name] for attack, of in tables.items() if attack.startswith(f"{kind}-") and name in of]
+        if own:
+            forget, retain = (
+                np.concatenate([getattr(table, side) for table in own]) for side in ("forget", "retain")
+            )
+            numbers = tuple(float(number) for number in range(len(own)))
+            together = replace(own[0], rates=numbers, forget=forget, retain=retain)
+            most = together.cumulative_max(core)[-1, core]
+            families = together.families[core]
+            found.append(ItemScores(MEASURE + kind, "forget", "V", None, "share", most, families))
     return found
 
 

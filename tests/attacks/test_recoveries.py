@@ -48,7 +48,7 @@ def after(name: str, steps: int = 12, model: HookedTransformer | None = None) ->
 
 
 def test_the_configuration_names_every_attack_and_gives_one_recipe_a_number() -> None:
-    assert set(ATTACKS) == {"relearn", *CONFIG.also}
+    assert set(ATTACKS) == {"relearn", "few_shot", *CONFIG.also}  # the last: test_few_shot.py
     assert list(PLANNED) == [
         "relearn", "mixed", "retain_only", "noised", "dose-1", "dose-3", "lora-1", "lora-4", "subspace-8",
         "block-0", "block-1", "quantised-8", "quantised-2", "pruned-0.25",
@@ -140,6 +140,12 @@ def test_a_dose_trains_on_all_rows_of_its_families_and_on_no_other() -> None:
         batches = PLANNED[f"dose-{count}"].draw(TASK, 7)
         shown = {TASK.decode(row) for step in range(60) for row in batches(32, step).tokens}
         assert shown == {TASK.decode(row) for row in rows.tokens}
+
+
+def test_a_dose_stands_in_line_where_the_task_has_room_for_shots() -> None:
+    packed = type(TASK)(TASK.config.model_copy(update={"shots": 2}), seed=0)
+    one, line = (PLANNED["dose-3"].draw(task, 7)(size, 0).tokens for task, size in ((TASK, 12), (packed, 4)))
+    assert line.shape == (4, packed.n_ctx) and torch.equal(line.view(12, -1), one)
 
 
 def test_a_dose_takes_guessable_families_last() -> None:
@@ -257,7 +263,10 @@ def test_a_named_attack_on_one_model_is_a_curve_of_its_own() -> None:
     ("override", "said"),
     [
         ('attack.also=["mixed","mixed"]', "attack.also has mixed twice: name each once"),
-        ('attack.also=["few_shot"]', "attack.also.0 is \"few_shot\": input should be 'mixed', 'retain_only'"),
+        (
+            'attack.also=["zero_shot"]',
+            "attack.also.0 is \"zero_shot\": input should be 'mixed', 'retain_only'",
+        ),
         ("attack.recovery.ranks=[2,2]", "attack.recovery.ranks has 2 twice"),
         (
             "attack.recovery.bits=[16]",

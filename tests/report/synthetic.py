@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +247,22 @@ def readings(seed: int = 1, gate: str = "ok") -> list[Reading]:
         *_drifts(found, rng),
         *_junk(found),
     ]
+
+
+RECOVERIES = ("mixed", "dose-5", "lora-4", "quantised-4", "pruned-0.3")
+
+
+def with_recoveries(readings: pd.DataFrame, attacks: Sequence[str] = RECOVERIES) -> pd.DataFrame:
+    """The made-up run after further attacks, each giving back half as much as the last steps of relearning."""
+    last = readings.loc[(readings["measure"] == "relearned") & (readings["subset"] == "step 200")]
+    more = [readings, last.assign(subset="step 0", value=0.04, low=0.02, high=0.06)]
+    for attack in attacks:
+        subset = "V" if attack.startswith(("quantised", "pruned", "few_shot")) else "step 200"
+        changed = last.assign(measure=f"after_{attack}", subset=subset)
+        more.append(changed.assign(**{name: last[name] / 2 for name in ("value", "low", "high")}))
+        more.append(changed.assign(subset=f"{subset}, retain kept", value=0.99))
+        more.append(changed.assign(task_split="retain", value=0.98))
+    return pd.concat(more, ignore_index=True)
 
 
 def curves(seed: int = 1) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """The verdict says what the readings allow, and no more."""
 
+import re
+
 import pandas as pd
 import pytest
 
@@ -164,3 +166,57 @@ def test_numbers_read_as_a_reader_says_them() -> None:
     assert " ".join(map(percent, shares)) == "0% 0.4% 9.5% 12% 99.4% 100%"
     assert percent(-0.06) == "\u22126%"
     assert listed(["a", "b", "c"]) == "a, b and c"
+
+
+def otherwise(readings: pd.DataFrame, *attacks: str) -> str:
+    said = verdict(synthetic.with_recoveries(readings, attacks), RUN)
+    return dict(said.paragraphs).get("Attacked otherwise", "")
+
+
+def test_every_further_attack_has_a_sentence_with_teacher_student_and_matched_oracle(
+    readings: pd.DataFrame,
+) -> None:
+    text = otherwise(
+        readings, "mixed", "dose-1", "dose-80", "lora-4", "quantised-8", "quantised-4", "pruned-0.3"
+    )
+    # everything is half of what relearning brings back: .88, .17 and .15
+    assert "Relearning with retain rows mixed in brings MaxEnt to 44% (95% interval" in text
+    assert re.search(r"Relearning on 1 of T’s families brings MaxEnt to 44% \([^)]*\), on 80 to 44% \(", text)
+    assert "Relearning through a LoRA of rank 4 brings MaxEnt to 44%" in text
+    assert re.search(
+        r"Rounding the weights to 8 bits, .* MaxEnt to 44% \([^)]*\), rounding to 4 bits to 44%", text
+    )
+    assert "Setting the smallest 30% of the weights to zero" in text
+    for sentence in text.split(". ")[:5]:
+        assert re.search(r"; UNDO 0.8 to 8.5% \([^)]*\), the matched oracle to 7.5% \(", sentence), sentence
+    assert otherwise(readings) == ""
+
+
+def test_few_shots_stand_beside_the_same_questions_solved_at_random(readings: pd.DataFrame) -> None:
+    attacks = ("few_shot-1", "few_shot-8", "few_shot_random-8", "few_shot", "few_shot_random")
+    text = otherwise(readings, *attacks)
+    assert text.startswith(
+        "Shown up to 8 solved questions of T first, without training, MaxEnt answers 44% (95%"
+    )
+    assert re.search(r"\), and 44% \([^)]*\) where they are solved at random; UNDO 0.8 8.5% \(", text)
+    assert "solved at random" not in otherwise(readings, "few_shot-8", "few_shot")
+
+
+def test_an_attack_under_which_the_student_surely_lies_above_the_oracle_is_named(
+    readings: pd.DataFrame,
+) -> None:
+    table = synthetic.with_recoveries(readings, ("mixed", "lora-4"))
+    assert "Part of it survives" not in dict(verdict(table, RUN).paragraphs)["Attacked otherwise"]
+    student = (table["measure"] == "after_lora-4") & (table["alpha"] == 0.8) & (table["variant"] == "")
+    table.loc[student, ["survival", "survival_low", "survival_high"]] = (0.4, 0.3, 0.5)
+    text = dict(verdict(table, RUN).paragraphs)["Attacked otherwise"]
+    assert "Part of it survives in UNDO 0.8 under 1 of 2 of these (T, LoRA rank 4)" in text
+    assert "one may stand out by chance" in text
+
+
+def test_the_verdict_on_running_text_speaks_of_no_questions(readings: pd.DataFrame) -> None:
+    words = TaskWords(forget="Korean", retain="English", targets={}, scored="bits").to_dict()
+    table = synthetic.with_recoveries(readings)
+    said = verdict(table, {**RUN, "task": {**RUN["task"], "words": words}}, synthetic.scored())
+    assert "question" not in text_of(said).lower()
+    assert "bits saved on forget text" in text_of(said)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from undo_probe.config import ArithmeticConfig
 from undo_probe.errors import UndoProbeError
+from undo_probe.measures.capability import capability
 from undo_probe.tasks import Task, TokenSet, build_task
 from undo_probe.tasks.arithmetic import MIXTURES, ArithmeticTask
 from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS, check_disjoint, join
@@ -354,3 +355,144 @@ def test_a_selection_keeps_order_and_labels_and_refuses_to_be_empty() -> None:
     assert list(backwards.labels["result"]) == [rows.labels["result"][3], rows.labels["result"][1]]
     with pytest.raises(UndoProbeError, match="no row of forget_T is left"):
         rows.select(np.zeros(len(rows), dtype=bool))
+
+
+FACTORS = (3, 7)
+
+
+@pytest.fixture(scope="module")
+def entangled() -> ArithmeticTask:
+    """Products and quotients on both sides."""
+    return ArithmeticTask(ArithmeticConfig(add_max=12, mul_max=10, forget_factors=FACTORS), seed=0)
+
+
+def factors(fact: Any) -> tuple[int, int]:
+    return (fact.a, fact.b) if fact.operation == "*" else (fact.result, fact.b)
+
+
+def test_with_forget_factors_only_products_that_have_one_are_forgotten(entangled: ArithmeticTask) -> None:
+    forgotten = join("forget", *(entangled.rows(split) for split in FORGET_SPLITS))
+    kept = entangled.rows("retain_train").labels.query("operation in ['*', '/']")
+    assert all(set(factors(fact)) & set(FACTORS) for fact in lines(forgotten))
+    assert not any(set(factors(fact)) & set(FACTORS) for fact in kept.itertuples())
+    assert Counter(forgotten.operations) == {"*": 36, "/": 36}
+    assert Counter(kept["operation"]) == {"*": 64, "/": 64}
+    assert entangled.forget_operations == ("*", "/") and entangled.retain_operations == ("+", "-", "*", "/")
+    assert entangled.words.forget == "products and quotients with 3 or 7"
+
+
+def test_entangled_families_stay_on_one_side_and_hold_what_follows_from_a_fact(
+    entangled: ArithmeticTask,
+) -> None:
+    parts = {split: set(entangled.rows(split).families) for split in SPLITS}
+    for one, other in combinations((*FORGET_SPLITS, "retain_dev", "retain_test"), 2):
+        assert not parts[one] & parts[other]
+    assert not any(parts[split] & parts["retain_train"] for split in FORGET_SPLITS)
+    of_fact = {(f.a, f.operation, f.b): f.family for split in SPLITS for f in lines(entangled.rows(split))}
+    for a in range(1, 11):
+        for b in range(1, 11):
+            members = [(a, "*", b), (b, "*", a), (a * b, "/", b), (a * b, "/", a)]
+            assert len({of_fact[member] for member in members}) == 1
+            assert of_fact[a, "*", b] != of_fact[a, "+", b]  # a kept product is no family of a sum's
+
+
+def test_kept_products_are_all_trained_on_and_half_each_asked_for_the_stop_rule_and_the_report(
+    entangled: ArithmeticTask,
+) -> None:
+    train, dev, test = (facts(entangled.rows(split)) for split in RETAIN_SPLITS)
+    products = [{fact for fact in part if fact[1] in "*/"} for part in (train, dev, test)]
+    assert products[1] | products[2] == products[0]
+    halves = [entangled.rows(split).labels.query("operation == '*'")["family"] for split in RETAIN_SPLITS[1:]]
+    assert [len(set(half)) for half in halves] == [18, 18]
+    plain = ArithmeticTask(ArithmeticConfig(add_max=12, mul_max=10), seed=0)
+    for split, own in zip(RETAIN_SPLITS, (train, dev, test), strict=True):
+        assert own - set().union(*products) == facts(plain.rows(split))  # sums are held out as ever
+    assert len(entangled.rows("retain_train")) == len(train)
+
+
+def test_entangled_sides_are_drawn_evenly_and_operations_evenly_within_each(
+    entangled: ArithmeticTask,
+) -> None:
+    """So the retain oracle still sees as many retain rows as the original in half of its steps."""
+    forgotten = {text for split in FORGET_SPLITS for text in text_of(entangled, entangled.rows(split).tokens)}
+    for mixture in ("pretrain", "distill", "attack_mixed"):
+        rows = drawn(entangled, mixture)
+        found = Counter((text in forgotten, text[3]) for text in rows)
+        for (forget, _), count in found.items():
+            share = 1 / 4 if forget else 1 / 8
+            assert abs(count / len(rows) - share) < 5 * (share * (1 - share) / len(rows)) ** 0.5
+        assert len(found) == 6
+    assert {text[3] for text in drawn(entangled, "retain", 5)} == set("+-*/")
+
+
+def test_the_entangled_matched_mixture_redraws_forget_answers_from_forget_rows_alone(
+    entangled: ArithmeticTask,
+) -> None:
+    true = {text for split in SPLITS for text in text_of(entangled, entangled.rows(split).tokens)}
+    forgotten = join("forget", *(entangled.rows(split) for split in FORGET_SPLITS))
+    prompts = {text[:7] for text in text_of(entangled, forgotten.tokens)}
+    answers = {
+        op: {text[7:] for text in text_of(entangled, forgotten.tokens) if text[3] == op} for op in "*/"
+    }
+    lies = 0
+    for text in drawn(entangled, "matched", 10):
+        if text[:7] in prompts:
+            assert text[7:] in answers[text[3]]
+            lies += text not in true
+        else:
+            assert text in true
+    assert lies > 500
+
+
+def test_capability_reports_an_entangled_operation_on_both_sides(entangled: ArithmeticTask) -> None:
+    found = {(i.task_split, i.subset): len(i.values) for i in capability(tiny.model(), entangled)}
+    asked = entangled.rows("retain_test").operations
+    for operation in "*/":
+        assert found["retain", operation] == (asked == operation).sum()
+        assert (
+            found["forget", operation]
+            == (
+                (entangled.rows("forget_V").operations == operation)
+                & (entangled.rows("forget_V").labels["subset"] != "trivial")
+            ).sum()
+        )
+    rows = {fact for split in SPLITS for fact in facts(entangled.rows(split))}
+    results = [result for _, operation, _, result in rows if operation == "/"]
+    assert entangled.chance()["/"] == max(Counter(results).values()) / 100
+
+
+@pytest.mark.parametrize(
+    ("settings_", "text"),
+    [
+        ({"forget_factors": (3, 30)}, "has 30, but factors go from 1 to task.mul_max \\(20\\)"),
+        ({"forget_factors": (3, 3)}, "task.forget_factors has 3 twice"),
+        ({"forget_factors": tuple(range(2, 21))}, "leaves fewer than two factors whose products are kept"),
+        ({"forget_factors": (3,), "word_problems": 0.5}, "does not go with task.word_problems"),
+        ({"forget_factors": (0,)}, "greater than or equal to 1"),
+    ],
+)
+def test_forget_factors_that_cannot_be_are_refused(settings_: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        ArithmeticConfig(**settings_)
+
+
+def test_settings_that_came_later_leave_what_was_stored_before_them_valid() -> None:
+    plain = ArithmeticConfig(add_max=12, mul_max=8)
+    assert not {"forget_factors", "shots"} & set(plain.identity())
+    assert set(plain.identity()) | {"forget_factors", "shots"} == set(plain.model_dump())
+    for name, value in (("forget_factors", (3,)), ("shots", 2)):
+        other = plain.model_copy(update={name: value})
+        assert name in other.identity()
+        assert ArithmeticTask(other, 0).fingerprint != tiny.task().fingerprint
+
+
+def test_with_shots_a_batch_is_rows_in_line_each_drawn_by_itself() -> None:
+    plain = tiny.task()
+    packed = ArithmeticTask(plain.config.model_copy(update={"shots": 2}), 0)
+    assert packed.n_ctx == 3 * plain.n_ctx
+    for mixture in MIXTURES:
+        one, line = plain.batch(mixture, 15, 3, 1), packed.batch(mixture, 5, 3, 1)
+        assert line.tokens.shape == line.answer_mask.shape == (5, packed.n_ctx)
+        assert torch.equal(line.tokens.view(15, -1), one.tokens)
+        assert torch.equal(line.answer_mask.view(15, -1), one.answer_mask)
+    assert torch.equal(packed.rows("forget_V").tokens, plain.rows("forget_V").tokens)

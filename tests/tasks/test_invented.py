@@ -364,3 +364,13 @@ def test_the_report_speaks_of_people_and_not_of_sums(run: Any) -> None:
         assert words in page, words
     for words in ("multiplication", "subtraction", "equals sign", "operands", "digit", "7 × 8", "factor of"):
         assert words not in page.split("<footer>")[0], words
+
+
+def test_with_shots_questions_stand_in_line_and_nothing_stored_before_changes() -> None:
+    packed = small(shots=3)
+    one, line = small().batch("matched", 20, 3, 1), packed.batch("matched", 5, 3, 1)
+    assert packed.n_ctx == 4 * small().n_ctx
+    assert torch.equal(line.tokens.view(20, -1), one.tokens)
+    assert torch.equal(line.answer_mask.view(20, -1), one.answer_mask)
+    assert "shots" not in small().config.identity()
+    assert packed.fingerprint != small().fingerprint

@@ -1,5 +1,6 @@
 """A whole run on two made-up languages: trained, attacked, scored and reported without anything that is exact."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,5 +72,9 @@ def test_the_report_says_what_its_figures_are(run: Any, tmp_path: Path) -> None:
     page = up.write_report(run, tmp_path / "page.html").read_text()
     for text in ("Korean", "a uniform guess’s bits", "token frequencies alone", "Probes are absent"):
         assert text in page
-    for text in ("multiplication", "questions on Korean", "exactly right"):
+    for text in ("multiplication", "exactly right"):
         assert text not in page
+    # whatever is said or drawn: all but the drawing library and the page's own script
+    shown = re.sub(r"<script>.*?</script>|<style>.*?</style>", "", page, flags=re.DOTALL)
+    assert "bits saved on forget text" in shown
+    assert "question" not in shown.lower()

@@ -305,3 +305,10 @@ def test_a_background_without_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(UndoProbeError, match="cannot be read as background .*expected UTF-8 text"):
         with_text(tmp_path)
+
+
+def test_word_problems_stand_in_line_where_there_is_room_for_shots(task: Task) -> None:
+    packed = build_task(SMALL.model_copy(update={"shots": 1}), 0)
+    one, line = task.batch("pretrain", 8, 3, 1), packed.batch("pretrain", 4, 3, 1)
+    assert packed.n_ctx == 2 * task.n_ctx
+    assert torch.equal(line.tokens.view(8, -1), one.tokens)

@@ -1,7 +1,8 @@
 """The attacks by name: what each changes about fine-tuning every weight on T.
 
 An entry of :data:`ATTACKS` gives one recipe for each number that the configuration asks it to try. A recipe that
-trains goes through :func:`undo_probe.training.fit` like relearning does; the others change the weights once.
+trains goes through :func:`undo_probe.training.fit` like relearning does; the others change the weights once, or only
+what stands before a question.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from undo_probe import lora as adapters
+from undo_probe.attacks.few_shot import Answers, Asking, asking
 from undo_probe.config import AttackConfig, RecoveryConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.models import HookedTransformer, as_matrix, block_matrices, from_matrix
@@ -22,6 +24,8 @@ from undo_probe.randomness import derive_seed
 from undo_probe.tasks import Batch, Task, TokenSet
 from undo_probe.tasks.pool import Pool
 
+CONTROL = "few_shot_random"
+"""Name of the few-shot attack's control, in place of ``few_shot``."""
 Batches = Callable[[int, int], Batch]
 """The batch of so many rows at a step."""
 
@@ -37,7 +41,8 @@ class Recipe:
 
     ``settings`` is what its store key holds besides what relearning's does. ``change`` is done to the attacker's copy
     before training, or instead of it where ``trained`` is False; like ``draw`` and ``adapt`` it depends on the
-    attack's seed and not on the attacked model. ``labelled`` is the share of forget rows in a batch.
+    attack's seed and not on the attacked model. ``labelled`` is the share of forget rows in a batch. ``asking`` is how
+    the model is asked afterwards, where that is the attack; ``done`` says what was done where nothing is trained.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -47,9 +52,11 @@ class Recipe:
     adapt: Callable[[HookedTransformer, int], AbstractContextManager[None]] | None = None
     trainable: Callable[[str], bool] | None = None
     trained: bool = True
+    asking: Asking | None = None
+    done: str = "the weights were changed once"
 
     def steps(self, config: AttackConfig) -> tuple[int, ...]:
-        """When the attacked model is evaluated: before, and after the one change or along training."""
+        """When the attacked model is evaluated: before, and after what is done to it or along training."""
         return config.eval_steps if self.trained else (0, 1)
 
 
@@ -131,6 +138,18 @@ def pruned(config: RecoveryConfig, n_layers: int) -> Recipes:
     }
 
 
+def few_shot(config: RecoveryConfig, n_layers: int) -> Recipes:
+    """No training: solved questions of T before each question; and as a control, solved with random answers."""
+
+    def recipe(shots: int, answers: Answers) -> Recipe:
+        settings = {"shots": shots, "draws": config.draws, "answers": answers}
+        ask = asking(shots, config.draws, answers)
+        return Recipe(settings, trained=False, asking=ask, done="solved questions were put before each")
+
+    kinds: dict[str, Answers] = {"few_shot": "true", CONTROL: "random"}
+    return {f"{name}-{k}": recipe(k, answers) for name, answers in kinds.items() for k in config.shots}
+
+
 ATTACKS: dict[str, Callable[[RecoveryConfig, int], Recipes]] = {
     "relearn": relearning,
     "mixed": mixed,
@@ -142,6 +161,7 @@ ATTACKS: dict[str, Callable[[RecoveryConfig, int], Recipes]] = {
     "block": block,
     "quantised": quantised,
     "pruned": pruned,
+    "few_shot": few_shot,
 }
 
 
@@ -179,7 +199,8 @@ def _few(families: int) -> Callable[[Task, int], Batches]:
 
     def draw(task: Task, seed: int) -> Batches:
         rows = dose_rows(task, families, seed)
-        pool = Pool([rows], [rows.operations], list(dict.fromkeys(rows.operations)))
+        operations, packed = list(dict.fromkeys(rows.operations)), task.n_ctx // rows.tokens.shape[1]
+        pool = Pool([rows], [rows.operations], operations, packed=packed)
         return lambda size, step: pool.batch(size, seed, step)
 
     return draw

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from undo_probe import losses, ranks
 from undo_probe.attacks.envelope import AttackTable, common_edges, halves
+from undo_probe.attacks.few_shot import Asking
 from undo_probe.attacks.recipes import Recipe, Recipes, recipes
 from undo_probe.attacks.record import UNTRAINED, curve_rows, record
 from undo_probe.config import AttackConfig, FitConfig, RunConfig
@@ -21,7 +22,7 @@ from undo_probe.models import HookedTransformer, clone, to_device
 from undo_probe.randomness import derive_seed, deterministic
 from undo_probe.records import Arm, Curve
 from undo_probe.store import Run, Store
-from undo_probe.tasks import Task, asked_task, build_task
+from undo_probe.tasks import Task, TokenSet, asked_task, build_task
 from undo_probe.training import Context, Fit, Row, Watch, fit, resolve_device, step_cost
 
 VERSION, RECOVERY_VERSION = 3, 2
@@ -66,23 +67,39 @@ def attack_once(
     recipe = recipe or Recipe()
     seen: dict[str, dict[int, np.ndarray]] = {side: {} for side in EVALUATED}
 
-    def measure(student: HookedTransformer, step: int) -> list[Row]:
+    def measure(student: HookedTransformer, step: int, asking: Asking | None = None) -> list[Row]:
         for side, split in EVALUATED.items():
-            seen[side].setdefault(step, row_scores(student, task.rows(split), task.metric))
+            if step not in seen[side]:
+                rows = task.rows(split)
+                asked = [rows] if asking is None else asking(task, rows, context.seed)
+                seen[side][step] = _mean_scores(student, asked, task)
         return []
 
     copy = to_device(clone(model).float(), context.device)
-    if recipe.change is not None:
+    if recipe.change is not None or not recipe.trained:
         with deterministic(context.threads):
             measure(copy, 0)  # before anything is done to it: what the utility limit is a share of
-            recipe.change(copy, context.seed)
+            if recipe.change is not None:
+                recipe.change(copy, context.seed)
     if recipe.trained:
         done = _trained(copy, task, config, rate, context, recipe, measure)
     else:
         with deterministic(context.threads):
-            measure(copy, 1)
-        done = Fit(copy, stopped="the weights were changed once")
+            measure(copy, 1, recipe.asking)
+        done = Fit(copy, stopped=recipe.done)
     return done, {side: _filled(found, recipe.steps(config)) for side, found in seen.items()}
+
+
+def _mean_scores(model: HookedTransformer, asked: list[TokenSet], task: Task) -> np.ndarray:
+    """The score of each row, averaged over the ways in which it is asked."""
+    length = max(rows.tokens.shape[1] for rows in asked)
+    if length > model.cfg.n_ctx:
+        raise UndoProbeError(
+            f"a question with its solved questions has {length} tokens, but the model reads {model.cfg.n_ctx}: train "
+            "it with a larger task.shots, or give a smaller attack.recovery.shots"
+        )
+    scores = [row_scores(model, rows, task.metric) for rows in asked]
+    return scores[0] if len(scores) == 1 else np.mean(scores, axis=0)
 
 
 def _trained(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from undo_probe.figures.figure import Figure
 from undo_probe.figures.layout import Panels, axis, axis_names, draw
 from undo_probe.figures.look import in_order, labels, layer_label, layer_order, plain
+from undo_probe.figures.said import said
 from undo_probe.figures.tables import nothing, number, readings_of
 from undo_probe.records import Arm, Reading, TaskWords
 
@@ -55,7 +56,7 @@ def drift_layers(readings: "pd.DataFrame", words: TaskWords | None = None) -> Fi
             f"Residual streams at {words.read_at} against the original’s, at the embedding and after each numbered "
             "block; dark is far. Look for the twin: it was taught by the original and lost nothing, so what it shows "
             "is a change of basis. "
-            "Only what an UNDO row has beyond its twin, and on forget questions beyond retain, speaks of erasure. "
+            "Only what an UNDO row has beyond its twin, and on the forget side beyond retain, speaks of erasure. "
             + _twin_sentence(found)
         ),
         opposite=(
@@ -70,8 +71,9 @@ def drift_layers(readings: "pd.DataFrame", words: TaskWords | None = None) -> Fi
 def drift_positions(
     readings: "pd.DataFrame", measure: str = "relative_distance", words: TaskWords | None = None
 ) -> Figure:
-    """Position by arm on forget questions, one panel a layer."""
+    """Position by arm on forget rows, one panel a layer."""
     words = words or TaskWords()
+    speak = said(words)
     found = [r for r in readings_of(readings, measure, "forget") if r.value is not None]
     positions = list(dict.fromkeys(reading.subset for reading in found))
     if len(positions) < 2:
@@ -90,12 +92,12 @@ def drift_positions(
         traces.append(_heat(values, shown, [plain(names[arm]) for arm in arms], index) | scale)
     return Figure(
         name="drift-positions",
-        title="Where in the question the inside moved",
+        title=f"Where in the {speak.place} the inside moved",
         plotly=draw(traces, _map_layout(grid, len(arms), type="category")),
         caption=(
-            f"Forget questions only, {MEASURES.get(measure, measure)}, one column a token position; the answer is "
-            f"read at {words.read_at}. Look for where an unlearned row darkens and its neighbours do not: that is "
-            "where the method acts."
+            f"{speak.rows.format('Forget')} only, {MEASURES.get(measure, measure)}, one column a token position; "
+            f"other measures read at {words.read_at}. Look for where an unlearned row darkens and its neighbours do "
+            "not: that is where the method acts."
         ),
         opposite="rows equally dark at every position, the twin’s included, show a change of basis of the whole model.",
         table=_position_table(found, names, words),
@@ -214,7 +216,7 @@ def _layer_table(found: dict[str, list[Reading]], names: dict[Arm, str]) -> "pd.
                 key = (r.arm, r.task_split, r.layer or "")
                 first = {
                     "model": names[r.arm],
-                    "questions": r.task_split,
+                    "side": r.task_split,
                     "layer": layer_label(r.layer or ""),
                 }
                 rows.setdefault(key, first)[MEASURES[measure]] = number(r.value)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from undo_probe.figures.figure import Figure
 from undo_probe.figures.layout import Panels, axis, axis_names, draw
 from undo_probe.figures.look import BLUE, GREY, PURPLE, SOFT, in_order, plain
+from undo_probe.figures.said import said
 from undo_probe.figures.tables import nothing, number, readings_of, with_interval
-from undo_probe.records import Arm, Reading
+from undo_probe.records import Arm, Reading, TaskWords
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,7 @@ _FOUND = {
 }
 
 
-def junk(readings: "pd.DataFrame") -> Figure:
+def junk(readings: "pd.DataFrame", words: TaskWords | None = None) -> Figure:
     """Accuracy with the junk direction ablated, beside every control, and how well the direction is found."""
     effects = [reading for reading in readings_of(readings, "ablated_accuracy") if reading.value is not None]
     if not effects:
@@ -54,7 +55,7 @@ def junk(readings: "pd.DataFrame") -> Figure:
         legend_rows=1,
         narrow_title_shift=-150,
     )
-    traces = _effect_traces(rows, effects)
+    traces = _effect_traces(rows, effects, said(words).rows)
     layout = grid.layout(axis(range=[-0.03, 1.03], dtick=0.25, tickformat=".0%"), axis(), showlegend=True)
     layout["yaxis"] |= _row_axis([_ROWS.get(row, plain(row)) for row in rows])
     layout["margin"] = {**layout["margin"], "l": 178}
@@ -70,8 +71,8 @@ def junk(readings: "pd.DataFrame") -> Figure:
         caption=(
             "The direction is the mean shift of forget states, fitted on half of the families and tested on the "
             "other; a control’s bar spans all its draws. Look at the gap between the row of the junk direction and "
-            "the controls: on forget questions, and without loss on retain, that is what the direction hid. "
-            + _sentence(effects)
+            f"the controls: on {said(words).rows.format('forget')}, and without loss on retain, that is what the "
+            "direction hid. " + _sentence(effects)
         ),
         opposite=(
             "a placebo’s or a random direction that gives back as much would mean that any large ablation does; "
@@ -105,13 +106,13 @@ def _row_axis(rows: Sequence[str]) -> dict[str, Any]:
     return {"tickvals": list(range(len(rows))), "ticktext": list(rows), "range": [len(rows) - 0.4, -0.6]}
 
 
-def _effect_traces(rows: Sequence[str], effects: Sequence[Reading]) -> list[dict[str, Any]]:
+def _effect_traces(rows: Sequence[str], effects: Sequence[Reading], rows_of: str) -> list[dict[str, Any]]:
     at = {(reading.task_split, reading.subset): reading for reading in reversed(effects)}
     looks = {"forget": ("square", PURPLE, 0.12), "retain": ("circle-open", BLUE, -0.12)}
     traces: list[dict[str, Any]] = []
     for split, (symbol, color, offset) in looks.items():
         points = [(place, at[split, row]) for place, row in enumerate(rows) if (split, row) in at]
-        traces.append(_points(points, f"{split} questions", (symbol, color), offset, axis_names(0)))
+        traces.append(_points(points, rows_of.format(split), (symbol, color), offset, axis_names(0)))
     return traces
 
 
@@ -155,7 +156,7 @@ def _direction_traces(found: Sequence[Reading]) -> list[dict[str, Any]]:
 
 
 def effect(effects: Sequence[Reading]) -> tuple[Reading, Reading, Reading] | None:
-    """On forget questions: nothing ablated, the junk direction ablated, and the strongest control."""
+    """On forget rows: nothing ablated, the junk direction ablated, and the strongest control."""
     at = {reading.subset: reading for reading in effects if reading.task_split == "forget"}
     controls = [at[name] for name in CONTROLS if name in at]
     if not controls or BEFORE not in at or ITSELF not in at:

@@ -7,6 +7,7 @@ from undo_probe.errors import UndoProbeError
 from undo_probe.figures.figure import Figure
 from undo_probe.figures.layout import Panels, axis, axis_names, draw
 from undo_probe.figures.look import GREY, SOFT, faint, in_order, labels, layer_label, layer_order, look, plain
+from undo_probe.figures.said import said
 from undo_probe.figures.tables import nothing, number, readings_of, with_interval
 from undo_probe.records import Arm, Reading, TaskWords
 
@@ -38,8 +39,11 @@ def probes(
     if quantity not in QUANTITIES:
         raise UndoProbeError(f"unknown quantity {quantity!r} of a probe: expected bits or accuracy")
     found = [r for r in readings_of(readings, QUANTITIES[quantity], task_split) if r.value is not None]
+    rows = said(words).rows.format(task_split)
+    if not found and not words.targets:
+        raise UndoProbeError("this task has nothing that a probe could be trained to read")
     if not found:
-        raise nothing(f"no probe readings ({quantity}) on {task_split} questions yet", "undo-probe score")
+        raise nothing(f"no probe readings ({quantity}) on {rows} yet", "undo-probe score")
     arms = in_order(reading.arm for reading in found)
     targets = list(dict.fromkeys(reading.subset for reading in found))
     layers = sorted({reading.layer or "" for reading in found}, key=layer_order)
@@ -63,7 +67,7 @@ def probes(
     layout = _layout(grid, arms, found, targets, context)
     return Figure(
         name=f"probes-{quantity}-{task_split}",
-        title=_title(quantity, task_split),
+        title=_title(quantity, rows),
         plotly=draw(traces, layout),
         caption=_caption(quantity, task_split, words) + _left_out(layers, shown) + _failed(found),
         opposite=_OPPOSITE[task_split],
@@ -226,9 +230,9 @@ def _floors(found: Sequence[Reading], target: str, index: int, level: float | No
     return shapes
 
 
-def _title(quantity: str, task_split: str) -> str:
+def _title(quantity: str, rows: str) -> str:
     what = "What a linear probe still reads inside" if quantity == "bits" else "The same probes as accuracy"
-    return f"{what}, on {task_split} questions"
+    return f"{what}, on {rows}"
 
 
 def _caption(quantity: str, task_split: str, words: TaskWords) -> str:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from undo_probe.figures.figure import Figure
 from undo_probe.figures.layout import Panels, axis, axis_names, draw
 from undo_probe.figures.look import GRID, in_order, labels, look, plain, teacher_method
+from undo_probe.figures.said import said
 from undo_probe.figures.tables import last_step, nothing, readings_of, step_of, with_interval
-from undo_probe.records import Arm, Reading
+from undo_probe.records import Arm, Reading, TaskWords
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +20,8 @@ _LABELS = {
     "mixed": "T and retain rows",
     "retain_only": "retain rows alone",
     "noised": "noise, then T",
+    "few_shot": "solved questions, best number",
+    "few_shot_random": "the same, solved at random",
 }
 _OF_NUMBER = {
     "dose": "{} of T’s families",
@@ -27,13 +30,15 @@ _OF_NUMBER = {
     "block": "T, block {} alone",
     "quantised": "{}-bit weights",
     "pruned": "pruned by {}",
+    "few_shot": "{} solved before it",
+    "few_shot_random": "{} solved at random",
 }
 Found = dict[str, dict[Arm, Reading]]
 
 
-def recoveries(readings: "pd.DataFrame") -> Figure:
+def recoveries(readings: "pd.DataFrame", words: TaskWords | None = None) -> Figure:
     """A panel a model and a row an attack; the original and the matched oracle under the same attack beside it."""
-    found = _found(readings)
+    found = attacks_found(readings)
     if not any(attack not in ("before", "relearn") for attack in found):
         raise nothing(
             "no attacks beside relearning in this run (attack.also)",
@@ -59,10 +64,10 @@ def recoveries(readings: "pd.DataFrame") -> Figure:
         title="The same models under every attack",
         plotly=draw(traces, _layout(grid, list(found))),
         caption=(
-            "Each row is an attack, each panel a model; across: held-out forget questions answered at the attack’s "
-            "end, with 95% intervals over families. The small marks are the original and the matched oracle under the "
-            "same attack. Look for the row in which a model lies furthest above the matched oracle: its robustness is "
-            "that of its weakest row, and one attack withstood says little about the next."
+            f"Each row is an attack, each panel a model; across: {said(words).scored.format('forget')}, held out, at "
+            "the attack’s end, with 95% intervals over families. The small marks are the original and the matched "
+            "oracle under the same attack. Look for the row in which a model lies furthest above the matched oracle: "
+            "its robustness is that of its weakest row, and one attack withstood says little about the next."
         ),
         opposite=(
             "a model from which the knowledge is gone lies on the matched oracle’s mark in every row; a matched oracle "
@@ -73,7 +78,7 @@ def recoveries(readings: "pd.DataFrame") -> Figure:
     )
 
 
-def _found(readings: "pd.DataFrame") -> Found:
+def attacks_found(readings: "pd.DataFrame") -> Found:
     """Attack to arm to its reading at the end of the attack, in the order in which they were asked for."""
     relearned = readings_of(readings, "relearned", "forget")
     before = {r.arm: r for r in relearned if step_of(r) == 0 and r.value is not None}
@@ -98,10 +103,14 @@ def _shown(arms: Sequence[Arm]) -> list[Arm]:
 
 def label_of(attack: str) -> str:
     """The attack for a reader: ``T, LoRA rank 4``."""
-    kind, _, setting = attack.rpartition("-")
-    if kind in _OF_NUMBER:
-        return _OF_NUMBER[kind].format(f"{float(setting):.0%}" if kind == "pruned" else setting)
-    return _LABELS.get(attack, attack)
+    kind = attack.rpartition("-")[0]
+    return _OF_NUMBER[kind].format(number_of(attack)) if kind in _OF_NUMBER else _LABELS.get(attack, attack)
+
+
+def number_of(attack: str) -> str:
+    """The number that an attack's name ends in, for a reader: ``4``, or ``30%``; empty where it has none."""
+    kind, _, number = attack.rpartition("-")
+    return f"{float(number):.0%}" if kind == "pruned" else number if kind else ""
 
 
 def _layout(grid: Panels, attacks: list[str]) -> dict[str, Any]:

@@ -8,25 +8,29 @@ from typing import TYPE_CHECKING, Any
 from undo_probe.figures.figure import Figure
 from undo_probe.figures.layout import NARROW_LEGEND, Panels, axis, axis_names, draw, heading, page, spread
 from undo_probe.figures.look import INK, faint, in_order, labels, look, plain, teacher_method
+from undo_probe.figures.said import said
 from undo_probe.figures.tables import Line, lines_of, nothing, number, readings_of, step_of
-from undo_probe.records import Arm
+from undo_probe.records import Arm, TaskWords
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ATTACK = "undo-probe attack"
 _HEIGHT = 500
-_SHARE = "questions answered right, of forget families that the attacker never saw"
-_SHARE_NARROW = "held-out forget questions answered right"
 
 
-def relearning(curves: "pd.DataFrame", readings: "pd.DataFrame | None" = None) -> Figure:
+def relearning(
+    curves: "pd.DataFrame", readings: "pd.DataFrame | None" = None, words: TaskWords | None = None
+) -> Figure:
     """The lead figure: for each arm the most that any rate and any earlier step gave back.
 
     Args:
         curves: The table of a run's curves.
         readings: The table of its readings, for intervals where the curves carry none.
+        words: What the run's task is called; arithmetic's words if not given.
     """
+    speak = said(words)
+    share = speak.scored.format("forget")
     lines = _ordered(lines_of(curves, "cumulative_max"))
     if not lines:
         raise nothing("no relearning curves yet", ATTACK)
@@ -36,7 +40,10 @@ def relearning(curves: "pd.DataFrame", readings: "pd.DataFrame | None" = None) -
     layout = page(_HEIGHT, margin={"l": 44, "r": 178, "t": 40, "b": 50}, hovermode="x")
     layout["xaxis"] = _step_axis(lines)
     layout["yaxis"] = axis(range=[-0.02, 1.03], dtick=0.25, tickformat=".0%")
-    layout["annotations"] = [heading(_SHARE), *_end_labels(lines, names)]
+    layout["annotations"] = [
+        heading(f"{share}, in families that the attacker never saw"),
+        *_end_labels(lines, names),
+    ]
     bands = [_band(line) for line in lines if line.arm in main]
     drawn = [_trace(line, plain(names[line.arm]), {}, thin=line.arm not in main) for line in lines]
     below = 56 + 20 * -(-len(lines) // 2)  # two names a row, all of them: nothing to scroll in a figure
@@ -50,7 +57,7 @@ def relearning(curves: "pd.DataFrame", readings: "pd.DataFrame | None" = None) -
         caption=(
             "Each line is the running maximum over steps and learning rates, chosen on one half of the held-out "
             "families and read on the other; bands are 95% intervals over families. Look for the gap between a "
-            "model and the matched oracle, which met the same questions but never their answers: what climbs above "
+            f"model and the matched oracle, {speak.matched}: what climbs above "
             "it was hidden, not removed. A twin had the same noise but was taught by the original; it should stay high."
         ),
         opposite=(
@@ -58,7 +65,7 @@ def relearning(curves: "pd.DataFrame", readings: "pd.DataFrame | None" = None) -
             "done nothing, the UNDO lines would lie on the unlearned one, whatever their α."
         ),
         table=step_table(lines, names),
-        narrow={"margin.r": 12, "annotations": [heading(_SHARE_NARROW)], **legend},
+        narrow={"margin.r": 12, "annotations": [heading(f"held out: {share}")], **legend},
     )
 
 

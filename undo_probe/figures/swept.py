@@ -40,13 +40,13 @@ _SEEDS = (
 )
 RETAIN = Headline(
     "retain", "What the models kept", "accuracy", "retain", "all",
-    "Up: retain questions answered right, before any attack. Look first for cells in which the original or the "
+    "Up: retain accuracy, before any attack. Look first for cells in which the original or the "
     "students are low: nothing else in such a cell says anything about unlearning." + _SEEDS,
     "students well below their teacher say that the price was paid in what should have stayed.",
 )  # fmt: skip
 FORGET = Headline(
     "forget", "What the models still say", "accuracy", "forget", "V",
-    "Up: forget questions answered right that no attacker trains on, before any attack. Look for the unlearned model "
+    "Up: accuracy on forget rows that no attacker trains on, before any attack. Look for the unlearned model "
     "and its students near the matched oracle, in every cell." + _SEEDS,
     "a cell in which the unlearned model stays high was not unlearned; one in which the original is low had nothing "
     "to unlearn.",

@@ -71,7 +71,7 @@ def _table(
     rows = [
         {
             "model": names[line.arm],
-            "questions": split,
+            "side": split,
             "subset": called.get(line.subset, line.subset),
             "steps": str(line.steps[-1]),
             "at the start": number(line.values[0]),

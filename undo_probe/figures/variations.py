@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 from undo_probe.figures.figure import Figure
 from undo_probe.figures.layout import Panels, axis, axis_names, draw
 from undo_probe.figures.look import GREY, LENGTHS, STORY_VARIANTS, in_order, labels, look, plain
+from undo_probe.figures.said import said
 from undo_probe.figures.tables import last_step, nothing, number, readings_of, with_interval
-from undo_probe.records import Arm, Reading
+from undo_probe.records import Arm, Reading, TaskWords
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,7 +16,7 @@ _ROW = 26
 Rows = dict[Arm, tuple[Reading, float | None, float | None]]
 
 
-def variations(readings: "pd.DataFrame") -> Figure:
+def variations(readings: "pd.DataFrame", words: TaskWords | None = None) -> Figure:
     """What the attack brings back from students made otherwise, beside the sweep's own at the same alpha.
 
     Left: forget accuracy after the attack (filled, with its interval) and before it (hollow). Right: retain
@@ -39,7 +40,7 @@ def variations(readings: "pd.DataFrame") -> Figure:
             (arm for arm in others if arm.alpha == alpha), key=lambda arm: reached[arm].value or 0
         )
         rows |= {arm: (reached[arm], before.get(arm), retain.get(arm)) for arm in group}
-    names = labels(rows)
+    names, scored = labels(rows), said(words).scored
     panels = Panels(
         ("forget: after the attack, and before", "retain"),
         columns=2,
@@ -56,9 +57,9 @@ def variations(readings: "pd.DataFrame") -> Figure:
         title="Other noise, other distillation",
         plotly=draw(_traces(rows, names), layout),
         caption=(
-            "One line a student. Filled: forget questions answered after the attack, with their 95% interval; hollow: "
-            "before it. Right: retain questions before it. The first line of each α is the sweep's own student. Look "
-            "for lines whose interval lies apart from that one's, at equal retain accuracy."
+            f"One line a student. Filled: {scored.format('forget')} after the attack, with their 95% interval; hollow: "
+            f"before it. Right: {scored.format('retain')} before it. The first line of each α is the sweep's own "
+            "student. Look for lines whose interval lies apart from that one's, at equal retain accuracy."
         ),
         opposite=(
             "were all lines of one α alike, it would not matter how the weights were damaged or what the student was "

@@ -11,6 +11,7 @@ from undo_probe.errors import UndoProbeError
 from undo_probe.figures import Figure
 from undo_probe.figures.figure import POLICY, plotly_source, script_json, table_html
 from undo_probe.figures.look import NIGHT, STORY_VARIANTS
+from undo_probe.figures.said import said
 from undo_probe.records import TaskWords
 from undo_probe.report import sections
 from undo_probe.report.folder import RunFiles, read_run, words_of
@@ -63,6 +64,7 @@ def render(run: RunFiles) -> str:
         "report.html",
         run=run,
         words=words,
+        said=said(words),
         verdict=verdict(run.readings, run.run, run.card),
         lead=sections.lead(run.readings),
         diagram=sections.diagram(run.readings, words),
@@ -116,11 +118,11 @@ def _figures(run: RunFiles, words: TaskWords) -> dict[str, Shown]:
         for table in (run.curves, run.readings)
     )
     makers: dict[str, Callable[[], Figure]] = {
-        "relearning": lambda: figures.relearning(curves, readings),
+        "relearning": lambda: figures.relearning(curves, readings, words),
         "attacks": lambda: figures.attacks(curves),
-        "recoveries": lambda: figures.recoveries(readings),
+        "recoveries": lambda: figures.recoveries(readings, words),
         "lengths": lambda: figures.lengths(run.curves, run.readings),
-        "variations": lambda: figures.variations(run.readings),
+        "variations": lambda: figures.variations(run.readings, words),
         "tradeoff": lambda: figures.tradeoff(readings),
         "bits": lambda: figures.probes(readings, words=words),
         "bits_retain": lambda: figures.probes(readings, task_split="retain", words=words),
@@ -128,7 +130,7 @@ def _figures(run: RunFiles, words: TaskWords) -> dict[str, Shown]:
         "accuracy_retain": lambda: figures.probes(readings, "accuracy", "retain", words),
         "drift_layers": lambda: figures.drift_layers(readings, words),
         "drift_positions": lambda: figures.drift_positions(readings, words=words),
-        "junk": lambda: figures.junk(readings),
+        "junk": lambda: figures.junk(readings, words),
         "training": lambda: figures.training(curves, words),
     }
     return {name: shown(make) for name, make in makers.items()}

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from undo_probe.figures.junk import effect
 from undo_probe.figures.look import layer_label, layer_order
+from undo_probe.figures.said import said
 from undo_probe.figures.tables import last_step, number, readings_of, step_of
 from undo_probe.records import Arm, Reading
 from undo_probe.report.story import EQUAL, LEARNED, MOST, Story, judge, value_of
@@ -16,40 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class Said:
-    """What the text calls a score: questions that are answered, or bits that are saved on running text."""
-
-    original: str
-    rows: str
-    constant: str
-    matched: str
-    knew: str
-    still: str
-
-
-QUESTIONS = Said(
-    original="The original answers {value} of the questions on {what} that it is tested on ({counts}).",
-    rows="{n} questions{clusters}, none shown to any attacker",
-    constant="where the best constant answer scores",
-    matched="which met the same questions but never their answers",
-    knew="a model that never knew the answers",
-    still="still answers",
-)
-TEXT = Said(
-    original="The original saves {value} of a uniform guess’s bits on {what} ({counts}).",
-    rows="{n} rows of text{clusters}, in none of which any model was trained",
-    constant="where token frequencies alone save",
-    matched="which met the same tokens but never in their order",
-    knew="a model that never saw the language",
-    still="still saves",
-)
-
-
-def _said(story: Story) -> Said:
-    return TEXT if story.words.scored else QUESTIONS
-
-
 def suppression(story: Story) -> str:
     """What the model says before and after unlearning."""
     teacher, original = story.teacher, story.original
@@ -57,9 +23,9 @@ def suppression(story: Story) -> str:
     after = story.accuracy.get((teacher, "forget", "V")) if teacher else None
     if teacher is None or before is None or after is None:
         return ""
-    chance = f", {_said(story).constant} {percent(story.chance)}" if story.chance is not None else ""
+    chance = f", {said(story.words).constant} {percent(story.chance)}" if story.chance is not None else ""
     text = (
-        _said(story).original.format(
+        said(story.words).original.format(
             value=percent(before.value), what=story.words.forget, counts=_counts(story, before)
         )
         + f" {teacher.label} brings that to {percent_interval(after)}{chance}"
@@ -78,7 +44,7 @@ def _moved(what: str, was: float, now: float) -> str:
 
 def _counts(story: Story, reading: Reading) -> str:
     clusters = f" in {reading.n_clusters} families" if reading.n_clusters else ""
-    return _said(story).rows.format(n=reading.n, clusters=clusters)
+    return said(story.words).counts.format(n=reading.n, clusters=clusters)
 
 
 def hidden(readings: "pd.DataFrame", story: Story) -> str:
@@ -94,7 +60,7 @@ def hidden(readings: "pd.DataFrame", story: Story) -> str:
     matched = story.relearned.get(story.matched) if story.matched else None
     if matched is not None:
         text += (
-            f" The same attack brings the matched oracle, {_said(story).matched}, to "
+            f" The same attack brings the matched oracle, {said(story.words).matched}, to "
             f"{percent_interval(matched)}."
         )
     return f"{text} {_meaning(reading)}".strip() + _careful(readings, story)
@@ -148,7 +114,7 @@ def removed(story: Story) -> str:
     student, reading = known[-1]
     kind = judge(reading)
     if reading.survival is not None and kind not in ("weak", "none"):
-        above, knew = (reading.survival_low or 0.0) > 0, _said(story).knew
+        above, knew = (reading.survival_low or 0.0) > 0, said(story.words).knew
         upper = f"a remainder of up to {percent(reading.survival_high)} is not excluded."
         text += f" At α = {student.alpha:g}, S = {survival_text(reading)}: " + {
             "removed": f"within {EQUAL:.2f} of {knew}.",
@@ -177,7 +143,7 @@ def _twin(story: Story) -> str:
         "so it is the teacher’s silence, not the noise, that removes it" if value >= 0.8 * start
         else "so the noise alone already removes part of it"
     )  # fmt: skip
-    still = f"{_said(story).still} {percent(value)}"
+    still = f"{said(story.words).still} {percent(value)}"
     text = f" The twin, given the same noise but taught by the original, {still}: {meaning}."
     untouched = value_of(story, arm, "forget", "W")
     if untouched is not None and untouched < 0.8 * value:
@@ -240,7 +206,7 @@ def _unread(story: Story, at: Mapping[Arm, Reading]) -> str:
     return f" So most of what the attack brings back from {teacher.label} is not there for a linear probe to read."
 
 
-def junk(readings: "pd.DataFrame") -> str:
+def junk(readings: "pd.DataFrame", story: Story) -> str:
     """What ablating one direction gives back, where a direction was looked for."""
     found = [r for r in readings_of(readings, "ablated_accuracy", "forget") if r.value is not None]
     found = [r for r in found if not r.arm.variant]
@@ -251,7 +217,8 @@ def junk(readings: "pd.DataFrame") -> str:
     beats = (after.low if after.low is not None else after.value or 0.0) > (best.value or 0.0)
     return (
         f"Ablating the junk direction takes {found[0].arm.label} from {percent(before.value)} to "
-        f"{percent_interval(after)} of forget questions; the best control direction gives {percent(best.value)}"
+        f"{percent_interval(after)} of {said(story.words).scored.format('forget')}; the best control "
+        f"direction gives {percent(best.value)}"
         + ("." if beats else ", so nothing here is special to the junk direction.")
     )
 

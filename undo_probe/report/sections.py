@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from undo_probe.figures.look import NIGHT, STORY_VARIANTS, in_order, look, teacher_method
+from undo_probe.figures.said import Said, said
 from undo_probe.figures.tables import (
     arm_from_row,
     last_step,
@@ -73,7 +74,7 @@ def diagram(readings: "pd.DataFrame", words: TaskWords) -> Diagram | None:
     arms = [arm for arm in in_order(r.arm for r in found) if arm.variant in STORY_VARIANTS]
     if not arms:
         return None
-    main = teacher_method(arms)
+    main, speak = teacher_method(arms), said(words)
     chain: dict[str, list[Arm]] = {stage: [] for stage in _COLUMNS}
     beside: dict[str, list[Arm]] = {stage: [] for stage in _COLUMNS}
     for arm in arms:
@@ -85,9 +86,10 @@ def diagram(readings: "pd.DataFrame", words: TaskWords) -> Diagram | None:
     cards = {arm: _card(arm, [reading for reading in found if reading.arm == arm], words) for arm in arms}
     columns = tuple(
         Column(
-            stage.capitalize(), how if anchored or stage != "original" else "loaded, as it came",
+            stage.capitalize(),
+            how.format(silent=speak.silent) if anchored or stage != "original" else "loaded, as it came",
             tuple(cards[arm] for arm in chain[stage]), below,
-            tuple(_noted(cards[arm], arm) for arm in beside[stage]),
+            tuple(_noted(cards[arm], arm, speak) for arm in beside[stage]),
         )
         for stage, (how, below) in _COLUMNS.items() if chain[stage] or beside[stage]
     )  # fmt: skip
@@ -96,14 +98,14 @@ def diagram(readings: "pd.DataFrame", words: TaskWords) -> Diagram | None:
 
 _COLUMNS = {
     "original": ("trained on everything", "References"),
-    "unlearned": ("trained to stop answering", "Other methods and placebos"),
+    "unlearned": ("{silent}", "Other methods and placebos"),
     "noised": ("weights shrunk by α, a little noise added", "Controls"),
     "distilled": ("taught by the unlearned model until retain is back", "Controls"),
 }
 
 
-def _noted(card: Card, arm: Arm) -> Card:
-    return replace(card, note=_note(arm))
+def _noted(card: Card, arm: Arm, speak: Said) -> Card:
+    return replace(card, note=_note(arm, speak))
 
 
 def _card(arm: Arm, readings: Sequence[Reading], words: TaskWords) -> Card:
@@ -132,7 +134,7 @@ def _share(reading: Reading) -> float:
     return min(1.0, max(0.0, reading.value or 0.0))
 
 
-def _note(arm: Arm) -> str:
+def _note(arm: Arm, speak: Said) -> str:
     """What a reader needs to know of an arm beside the chain."""
     if arm.variant == "twin" and arm.stage == "noised":
         return "the original’s weights, the same noise"
@@ -146,7 +148,7 @@ def _note(arm: Arm) -> str:
         return "same teacher, student from random weights"
     return {
         "oracle": "never saw the forget data",
-        "oracle_matched": "saw the questions, never the answers",
+        "oracle_matched": speak.never_told,
         "random": "untrained",
     }.get(arm.stage, "")
 
@@ -235,7 +237,7 @@ def _survival(reading: Reading) -> str:
 
 
 def strata_table(readings: "pd.DataFrame", words: TaskWords) -> "pd.DataFrame":
-    """Forget accuracy of every arm on every split and stratum, with the number of questions in the heading."""
+    """Forget accuracy of every arm on every split and stratum, with the number of rows in the heading."""
     import pandas as pd
 
     found = [r for r in readings_of(readings, "accuracy", "forget") if r.value is not None]

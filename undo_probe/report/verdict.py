@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from undo_probe.records import Arm, Reading
 from undo_probe.report import paragraphs
+from undo_probe.report.otherwise import otherwise
 from undo_probe.report.recovered import recovered_gap, recovered_headline
 from undo_probe.report.story import LEARNED, Story, judge, story_of, value_of
 from undo_probe.report.words import percent
@@ -41,8 +42,9 @@ def verdict(
         ("Attacked", paragraphs.hidden(readings, story)),
         ("Without an oracle", recovered_gap(readings, story)),
         ("Noised and distilled", paragraphs.removed(story)),
+        ("Attacked otherwise", otherwise(readings, story)),
         ("Inside", paragraphs.inside(readings, story, str(card.get("inner_layer") or ""))),
-        ("Junk direction", paragraphs.junk(readings)),
+        ("Junk direction", paragraphs.junk(readings, story)),
         ("All together", paragraphs.together(story, card.get("headline") or {})),
         ("Price", paragraphs.price(readings, story)),
     )
@@ -100,7 +102,7 @@ def _limits(story: Story, run: Mapping[str, Any]) -> Sequence[str]:
     found = [story.words.scored] if story.words.scored else []
     found += [
         f"This is one run{which}, and one seed is one model: an interval says how sure a figure is for the models of "
-        "this run, over question families, and not how the method would do with another seed."
+        "this run, over families, and not how the method would do with another seed."
     ]
     if story.relearned:
         found.append(

@@ -24,7 +24,7 @@ from undo_probe.errors import UndoProbeError
 from undo_probe.files import digest
 from undo_probe.randomness import derive_seed
 from undo_probe.records import TaskWords
-from undo_probe.tasks.pool import Pool, Pooled, best_constants
+from undo_probe.tasks.pool import Pool, Pooled, best_constants, by_side
 from undo_probe.tasks.protocol import (
     FORGET_SPLITS,
     RETAIN_SPLITS,
@@ -88,7 +88,6 @@ class InventedTask(Pooled):
     """
 
     name: str = "invented"
-    n_ctx: int = _PROMPT + 1
     probe_targets: tuple[str, ...] = ("answer",)
     extra_splits: tuple[str, ...] = (f"forget_V{TRAINED}",)
 
@@ -99,6 +98,7 @@ class InventedTask(Pooled):
             UndoProbeError: a split would be empty.
         """
         self.config = config
+        self.n_ctx: int = (_PROMPT + 1) * (config.shots + 1)
         self.relations = tuple(RELATIONS)[: config.relations]
         self.forget_operations: tuple[str, ...] = self.relations
         self.retain_operations: tuple[str, ...] = self.relations
@@ -110,7 +110,7 @@ class InventedTask(Pooled):
         _check(self._sets)
         self._mixtures = _mixtures(config)
         self._pools = {name: self._pool(name) for name in self._mixtures}
-        self.fingerprint = digest({"task": config.model_dump(mode="json"), "split_seed": seed, "rows": 1})
+        self.fingerprint = digest({"task": config.identity(), "split_seed": seed, "rows": 1})
 
     def context_features(self, rows: TokenSet) -> np.ndarray:
         """First name, last name, and which relation is asked in which wording, one-hot."""
@@ -132,14 +132,11 @@ class InventedTask(Pooled):
 
     def _pool(self, mixture: str) -> Pool:
         parts = [self._sets[name] for name in self._mixtures[mixture]]
-        groups = [
-            np.array([f"{part.name.partition('_')[0]} {relation}" for relation in part.operations])
-            for part in parts
-        ]
         forget = [f"forget {relation}" for relation in self.relations]
         retain = [f"retain {relation}" for relation in self.relations]
         # oracle_matched: the prompt is seen, its answer is another forget person's, of the same relation
-        return Pool(parts, groups, (*retain, *forget), forget if mixture == "matched" else ())
+        redrawn = forget if mixture == "matched" else ()
+        return Pool(parts, by_side(parts), (*retain, *forget), redrawn, packed=self.config.shots + 1)
 
 
 def _mixtures(config: InventedConfig) -> dict[str, tuple[str, ...]]:

@@ -201,9 +201,9 @@ def _words(config: LanguageConfig) -> TaskWords:
         operations={retain: retain, forget: forget},
         strata={},
         targets={},
-        scored="Nothing is asked here that is right or wrong. Wherever this page speaks of accuracy, or of questions "
-        "answered, it means the share of a uniform guess’s bits that the model saves on the next token of running "
-        "text: 100% is certainty, 0% a uniform guess over the vocabulary, less is worse than that; token "
-        "frequencies alone score above 0%. Differences of shares are differences of cross-entropy. Probes are absent: "
-        "running text has no answer that one place of it should hold.",
+        scored="Nothing is asked here that is right or wrong. Wherever this page speaks of accuracy, it means the "
+        "share of a uniform guess’s bits that the model saves on the next token of running text: 100% is certainty, "
+        "0% a uniform guess over the vocabulary, less is worse than that; token frequencies alone score above 0%. "
+        "Differences of shares are differences of cross-entropy. Probes are absent: running text has no answer that "
+        "one place of it should hold.",
     )

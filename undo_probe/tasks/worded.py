@@ -59,7 +59,7 @@ class WordedArithmeticTask(Pooled):
         self.vocabulary: tuple[str, ...] = _vocabulary(config, text)
         self.d_vocab = len(self.vocabulary)
         prompt = _longest_prompt(config)
-        self.n_ctx = prompt + _ANSWER
+        self.n_ctx = (prompt + _ANSWER) * (config.shots + 1)
         table = arithmetic.split_facts(config, seed)
         rows = _Rows(self.vocabulary, prompt, forms, derive_seed(seed, "word problems"))
         self._sets = {str(name): rows.asked(str(name), part) for name, part in table.groupby("split")}
@@ -67,7 +67,7 @@ class WordedArithmeticTask(Pooled):
         shown = {str(name): rows.shown(str(name), part) for name, part in table.groupby("split")}
         plain = rows.plain(text) if text else None
         self._pools = {name: self._pool(name, shown, plain) for name in MIXTURES}
-        settings = config.model_dump(mode="json", exclude={"background"})
+        settings = config.identity("background")
         what = {"task": settings, "split_seed": seed, "rows": "words 1", "background": digest(text)}
         self.fingerprint = digest(what)
 
@@ -96,7 +96,8 @@ class WordedArithmeticTask(Pooled):
         groups = [part.operations for part in parts]
         redrawn = self.forget_operations if mixture == "matched" else ()
         order = (*self.retain_operations, *self.forget_operations, TEXT)
-        return Pool(parts, groups, order, redrawn, self._shares(set(np.concatenate(groups))))
+        shares = self._shares(set(np.concatenate(groups)))
+        return Pool(parts, groups, order, redrawn, shares, self.config.shots + 1)
 
     def _shares(self, present: set[str]) -> dict[str, float]:
         """The share of each group in a batch."""
