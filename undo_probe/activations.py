@@ -129,7 +129,7 @@ def stream_points(
 
     def take(activation: Tensor, hook: Any) -> None:
         reached.add(hook.name)
-        if activation.shape[:2] != rows.shape:
+        if activation.shape[:2] != rows.shape or hook.name.endswith(("hook_pattern", "hook_attn_scores")):
             raise UndoProbeError(
                 f"{hook.name} gave an activation of shape {tuple(activation.shape)} for {len(rows)} rows of "
                 f"{rows.shape[1]} tokens: only points whose first axes are row and position can be harvested"
