@@ -162,7 +162,7 @@ class ActivationStore:
         return self.kept.nonzero()[:, 1].numpy()
 
     @cached_property
-    def _starts(self) -> Int[np.ndarray, " shard+1"]:
+    def _starts(self) -> Int[np.ndarray, " edge"]:
         """The first item of each shard, and one behind the last."""
         edges = [0, *(self.layout.rows_of(shard)[1] for shard in range(self.layout.shards))]
         return np.searchsorted(self.rows, edges)

@@ -32,7 +32,7 @@ from undo_probe.progress import PhaseProgress
 from undo_probe.store import environment
 from undo_probe.tasks.protocol import TokenSet
 
-Positions = str | int | Sequence[int] | Bool[Tensor, "row pos"]
+Positions = str | int | Sequence[int] | Tensor
 SAMPLE_ROWS = 8
 """Rows that are run to learn the shapes and to estimate the time."""
 
