@@ -28,16 +28,22 @@ _LAZY = {
     "build_task": "tasks",
     "load_model": "models",
     "save_model": "models",
+    "harvest": "harvesting",
+    "ActivationStore": "activation_store",
+    "probe": "measures.stored_probes",
     "ablate": "interventions",
     "junk_direction": "measures.junk_direction",
 }
 
 if TYPE_CHECKING:
+    from undo_probe.activation_store import ActivationStore as ActivationStore
     from undo_probe.attacks.relearn import attack as attack
     from undo_probe.attacks.relearn import relearn as relearn
     from undo_probe.errors import UndoProbeError as UndoProbeError
+    from undo_probe.harvesting import harvest as harvest
     from undo_probe.interventions import ablate as ablate
     from undo_probe.measures.junk_direction import junk_direction as junk_direction
+    from undo_probe.measures.stored_probes import probe as probe
     from undo_probe.models import load_model as load_model
     from undo_probe.models import save_model as save_model
     from undo_probe.pipeline import load_run as load_run

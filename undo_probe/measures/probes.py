@@ -153,7 +153,8 @@ def _layer_scores(entry: ProbeRows, layer: str, items: ProbeItems) -> list[ItemS
     for i, target in enumerate(entry.targets):
         control, floor = items.shuffled_accuracy[:, i], fit.correct[:, i].mean()
         note = f"prompt-only {floor:.3f}, majority {fit.constant[:, i].mean():.3f}"
-        note += _control_verdict(control, by_operation[:, i], majority[:, i], families)
+        verdict = control_verdict(control, by_operation[:, i], majority[:, i], families)
+        note += f"; {verdict}" if verdict else ""
         named = (entry.split, target, layer)
         shuffled = float(items.shuffled_bits[:, i].mean())
         scores += [
@@ -164,7 +165,7 @@ def _layer_scores(entry: ProbeRows, layer: str, items: ProbeItems) -> list[ItemS
     return scores
 
 
-def _control_verdict(
+def control_verdict(
     control: np.ndarray, by_operation: np.ndarray, majority: np.ndarray, families: np.ndarray
 ) -> str:
     """A note where shuffled labels are read better than either constant, or worse than the majority."""
@@ -173,7 +174,7 @@ def _control_verdict(
         return bool((a - b).mean() > 2 * cluster_error(a - b, families))
 
     if exceeds(control, by_operation) and exceeds(control, majority):
-        return "; control fails: shuffled labels are read better than by the best constant"
+        return "control fails: shuffled labels are read better than by the best constant"
     if exceeds(majority, control):
-        return "; control fails: the probe of shuffled labels is below the majority (over-fitted)"
+        return "control fails: the probe of shuffled labels is below the majority (over-fitted)"
     return ""
