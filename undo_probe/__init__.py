@@ -30,6 +30,7 @@ _LAZY = {
     "save_model": "models",
     "ablate": "interventions",
     "junk_direction": "measures.junk_direction",
+    "patch_map": "measures.patching",
 }
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from undo_probe.errors import UndoProbeError as UndoProbeError
     from undo_probe.interventions import ablate as ablate
     from undo_probe.measures.junk_direction import junk_direction as junk_direction
+    from undo_probe.measures.patching import patch_map as patch_map
     from undo_probe.models import load_model as load_model
     from undo_probe.models import save_model as save_model
     from undo_probe.pipeline import load_run as load_run
