@@ -28,7 +28,17 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("run", type=Path, help="the folder of a finished run")
 parser.add_argument("--attack", type=float, metavar="RATE", help="attack every student once at this rate")
 parser.add_argument("--workers", type=int, default=default_workers())
-COLUMNS = ("swap cost", "mapped", "explained", "lens gap", "distance", "barrier", "cos(U, D)", "cos(U, A)")
+# column: measure, side, subset; blocks are averaged over
+PLACES = {
+    "swap cost": ("patch_drop", "retain", "raw"),
+    "mapped": ("patch_drop", "retain", "stitched"),
+    "explained": ("stitch_explained", "retain", "held out"),
+    "own lens": ("lens_log_probability", "retain", "own"),
+    "its lens": ("lens_log_probability", "retain", "original's"),
+    "distance": ("weight_distance", "forget", "all weights"),
+    "barrier": ("barrier", "retain", "all"),
+    "cos(U, D)": ("change_cosine", "forget", "unlearning, distillation"),
+}
 
 
 def main() -> None:
@@ -36,46 +46,25 @@ def main() -> None:
     asked = parser.parse_args()
     run = up.load_run(asked.run)
     found, _ = measure_also(run, ["depth", "lens", "weights"], asked.workers)
-    layers = [f"blocks.{i}.hook_resid_post" for i in range(run.config.model.n_layers)]
     print(
-        "bits a token on retain questions, mean over blocks: the original on this model's states (swap cost), the same"
+        "bits a token on retain questions: the original on this model's states (swap cost), the same mapped, log-"
     )
     print(
-        "mapped, share of variance that the map explains, own decoder less the original's on the last block (lens gap);"
+        "probability through the own and the original's decoder (means over layers); relative L2 and barrier to the"
     )
-    print(
-        "relative L2 and barrier (bits) to the original, cosines of unlearning with distillation and attack"
-    )
-    print(f"{'':30}" + "".join(f"{name:>11}" for name in COLUMNS))
+    print("original; cosines of unlearning's change with distillation's and the attack's")
+    print(f"{'':30}" + "".join(f"{name:>11}" for name in (*PLACES, "cos(U, A)")))
     for arm in run.arms:
-        if arm.stage not in ("original", "oracle", "unlearned", "distilled"):
-            continue
-        items = found[arm.name]
-        lens = [
-            value(items, "lens_log_probability", "retain", name, layers[-1]) for name in ("own", "original's")
-        ]
-        cells = [
-            mean(value(items, "patch_drop", "retain", "raw", layer) for layer in layers),
-            mean(value(items, "patch_drop", "retain", "stitched", layer) for layer in layers),
-            mean(value(items, "stitch_explained", "retain", "held out", layer) for layer in layers),
-            None if None in lens else (lens[0] or 0.0) - (lens[1] or 0.0),
-            value(items, "weight_distance", "forget", "all weights", None),
-            value(items, "barrier", "retain", "all", None),
-            value(items, "change_cosine", "forget", "unlearning, distillation", None),
-            attacked(run, arm, asked.attack) if asked.attack else None,
-        ]
-        print(f"{arm.label:30}" + "".join(f"{'-' if x is None else format(x, '.3f'):>11}" for x in cells))
+        if arm.stage in ("original", "oracle", "unlearned", "distilled"):
+            cells = [mean(found[arm.name], place) for place in PLACES.values()]
+            cells.append(attacked(run, arm, asked.attack) if asked.attack else None)
+            print(f"{arm.label:30}" + "".join(f"{'-' if x is None else format(x, '.3f'):>11}" for x in cells))
 
 
-def value(items: list[Measured], measure: str, split: str, subset: str, layer: str | None) -> float | None:
-    """The one reading of that name, as a mean over rows; None where it was not measured."""
-    for item in items:
-        if (item.measure, item.task_split, item.subset, item.layer) == (measure, split, subset, layer):
-            return float(item.values.mean()) if isinstance(item, ItemScores) else item.value
-    return None
-
-
-def mean(values) -> float | None:
+def mean(items: list[Measured], place: tuple[str, str, str]) -> float | None:
+    """Mean over rows and layers of the readings of that name; None where it was not measured."""
+    here = [item for item in items if (item.measure, item.task_split, item.subset) == place]
+    values = [float(i.values.mean()) if isinstance(i, ItemScores) else i.value for i in here]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 

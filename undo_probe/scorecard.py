@@ -10,7 +10,6 @@ from undo_probe import intervals
 from undo_probe.attacks.envelope import AttackTable
 from undo_probe.attacks.record import write_table
 from undo_probe.attacks.relearn import attack_tables, core_rows
-from undo_probe.config import Also
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import recovered
 from undo_probe.files import FolderLock, write_json
@@ -38,7 +37,7 @@ def score(
     workers: int | None = None,
     progress: OnEvent | None = None,
     backend: str = "loky",
-    also: Sequence[Also] | None = None,
+    also: Sequence[str] | None = None,
 ) -> Scorecard:
     """Measures every arm of a run, normalises, and writes ``readings.parquet`` and ``scorecard.json``.
 
@@ -46,7 +45,7 @@ def score(
     of ``also`` are made in place of the configuration's ``score.also``.
 
     Raises:
-        UndoProbeError: the run has no original or no matched oracle to anchor at.
+        UndoProbeError: the run has no original or no matched oracle to anchor at, or ``also`` an unknown name.
     """
     names = {arm.name for arm in run.arms}
     if not {ANCHOR_0, ANCHOR_1} <= names:
@@ -54,9 +53,9 @@ def score(
     with FolderLock(run.folder):
         run = Run(run.folder)  # the manifest may have grown since the caller opened it
         workers = workers or default_workers()
-        keys = _measure(run, workers, progress, backend)
         wanted = run.config.score.also if also is None else also
         more, more_keys = measure_also(run, wanted, workers, progress, backend)
+        keys = _measure(run, workers, progress, backend)
         tables, others = attack_tables(run), recovery_tables(run)
         measured = {
             name: [

@@ -4,7 +4,7 @@ A map is fitted on retain states only. Read or patched through it, a model that 
 basis looks like the original; one that lost it does not, for the map has never seen a forget question.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,10 +91,6 @@ def fit_stitch(
     penalty = penalties[scores.index(min(scores))]
     whole = _Ridge(x, y)
     return Stitch(whole.x_mean, whole.weight(penalty), whole.y_mean, whole.span(), penalty, len(x))
-
-
-Stitches = Mapping[str, Stitch]
-"""Hook name to the map of that layer."""
 
 
 class _Ridge:

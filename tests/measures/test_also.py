@@ -70,6 +70,6 @@ def test_asking_for_more_leaves_the_batterys_keys_as_they_were(run: Run) -> None
 
 def test_a_measure_that_is_not_there_is_refused(run: Run) -> None:
     with pytest.raises(UndoProbeError, match="no measure 'height' to add: there are depth, lens, weights"):
-        measure_also(run, ["height"], 1)  # type: ignore[list-item]
+        measure_also(run, ["height"], 1)
     with pytest.raises(UndoProbeError, match="has lens twice"):
         tiny.quick('score.also=["lens","lens"]')

@@ -2,18 +2,24 @@
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+import two_languages
 from basis import reordered
 
+from undo_probe.config import InventedConfig
 from undo_probe.measures import ItemScores, Statistic
 from undo_probe.measures.depth import TAU, depth_measures, depth_of
 from undo_probe.measures.junk_direction import junk_direction
+from undo_probe.measures.lens import lens_measures, transfer_measures
+from undo_probe.measures.patching import plain_bits
 from undo_probe.measures.stitches import answer_states, asked_rows, fit_stitches
 from undo_probe.models import HookedTransformer, build, clone
+from undo_probe.tasks import build_task
 
 Found = dict[tuple[str, str, str, str | None], float]
 
@@ -115,6 +121,30 @@ def test_a_planted_junk_direction_is_deep_until_it_is_removed() -> None:
     at_block = next(f for f in found if f.subset == "junk removed, one block" and f.layer == block)
     assert isinstance(at_block, ItemScores)
     assert at_block.values.mean() == pytest.approx(at_block.control_value, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["invented", "language"])
+def test_other_tasks_have_the_same_ends(name: str, tmp_path: Path) -> None:
+    """Facts have one answer token at one position; of running text, every token is answer."""
+    if name == "language":
+        task = build_task(two_languages.config(two_languages.write(tmp_path / "text")), 0)
+    else:
+        task = build_task(InventedConfig(people=24, relations=2), 0)
+    original, other = (build(tiny.SHAPE, task.d_vocab, task.n_ctx, seed) for seed in (0, 1))
+    with torch.no_grad():
+        for model in (original, other):
+            model.unembed.W_U *= 30  # untrained, but with answers that differ
+    maps = fit_stitches(other, original, task).maps
+    gone = of(means(depth_measures(other, original, other, task, (maps, maps))), "raw")
+    kept = of(means(depth_measures(original, original, other, task)), "raw")
+    assert set(gone) == set(kept) and len(gone) == 4
+    np.testing.assert_allclose(list(gone.values()), 1, atol=1e-9)
+    np.testing.assert_allclose(list(kept.values()), 0, atol=1e-4)
+    lens = means(lens_measures(original, original, task))
+    rows = asked_rows(task, "forget")
+    own = lens["lens_log_probability", "forget", "own", "blocks.1.hook_resid_post"]
+    assert own == pytest.approx(plain_bits(original, rows).mean(), abs=1e-4)
+    assert bool(transfer_measures(other, original, task, maps)) == bool(task.probe_targets)
 
 
 def test_maps_are_fitted_on_retain_states_and_checked_on_others() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from undo_probe.config import Also, RunConfig
+from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.jobs import Job, OnEvent, run_jobs, values_of
 from undo_probe.measures import Statistic
@@ -101,7 +101,7 @@ def _weights(it: Compared) -> Sequence[Measured]:
 
 
 # name -> measure: adding one is a function, a line, and its name in config.Also
-ALSO: dict[Also, Callable[[Compared], Sequence[Measured]]] = {
+ALSO: dict[str, Callable[[Compared], Sequence[Measured]]] = {
     "depth": _depth,
     "lens": _lens,
     "weights": _weights,
@@ -109,7 +109,7 @@ ALSO: dict[Also, Callable[[Compared], Sequence[Measured]]] = {
 
 
 def measure_also(
-    run: Run, names: Sequence[Also], workers: int, progress: OnEvent | None = None, backend: str = "loky"
+    run: Run, names: Sequence[str], workers: int, progress: OnEvent | None = None, backend: str = "loky"
 ) -> tuple[dict[str, list[Measured]], list[str]]:
     """What these measures say of every arm, and the store's keys; only what is missing is computed.
 
@@ -181,7 +181,7 @@ def job(
     return keys
 
 
-def _identity(run: Run, arm: Arm, name: Also) -> dict[str, Any]:
+def _identity(run: Run, arm: Arm, name: str) -> dict[str, Any]:
     """What the store key of one measure of one arm is the hash of."""
     wanted = [arm.name, "original", GOLD, *_parents(run, arm.name)]
     return {

@@ -65,9 +65,9 @@ def depth_measures(
         found += _by_block(
             "patch_drop", "retain", kind, drops(original, model, retain, kept, ours), retain, hooks
         )
-    floor = drops(original, gold, rows, blocks)
     found += _by_block("patch_gain", "forget", "raw", -drops(model, original, rows, blocks), rows, hooks)
     if junk is not None:
+        floor = drops(original, gold, rows, blocks)
         found += _without_junk(model, original, rows, blocks, floor, junk)
     return found
 

@@ -97,6 +97,8 @@ def transfer_measures(
         ``transfer_accuracy`` a row for every block and target, as they are and ``mapped`` (subset ``TARGET, mapped``);
         control: the best constant by operation of the training rows.
     """
+    if not task.probe_targets:
+        return []
     found: list[ItemScores] = []
     known, asked = join("forget_TW", task.rows("forget_T"), task.rows("forget_W")), asked_rows(task, "forget")
     hooks = block_outputs(original)
