@@ -200,6 +200,13 @@ def test_a_wrong_option_is_exit_code_two_without_a_traceback(call: Call) -> None
     assert "Usage: undo-probe" in said.out + said.err
 
 
+def test_a_measure_that_is_not_there_is_refused_before_anything_is_measured(call: Call, folder: Path) -> None:
+    before = Store(folder / "store").keys()
+    said = call("score", folder, "--also", "height", "--workers", "1")
+    assert_users_mistake(said, "no measure 'height' to add: there are depth, lens, weights")
+    assert Store(folder / "store").keys() == before
+
+
 @pytest.mark.parametrize("command", [["show"], ["attack"], ["score"], ["store", "prune"]])
 def test_a_folder_without_a_run_is_said_to_be_none(command: list[str], call: Call, tmp_path: Path) -> None:
     assert_users_mistake(call(*command, tmp_path), "holds no run", "undo-probe run --out")

@@ -90,9 +90,15 @@ def attack(folder: Folder, workers: Workers = None) -> None:
 
 
 @app.command()
-def score(folder: Folder, workers: Workers = None) -> None:
+def score(
+    folder: Folder,
+    workers: Workers = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="A measure beside the usual ones: depth, lens or weights.")
+    ] = None,
+) -> None:
     """Measure every arm and write the scorecard."""
-    _score(folder, workers)
+    _score(folder, workers, also)
 
 
 @app.command()
@@ -252,12 +258,12 @@ def _phase(title: str) -> Any:
     return PhaseProgress(title)
 
 
-def _score(folder: Path, workers: int | None) -> None:
+def _score(folder: Path, workers: int | None, also: list[str] | None = None) -> None:
     from undo_probe.scorecard import score as make_scorecard
     from undo_probe.store import Run
 
     with _phase("scorecard") as phase:
-        make_scorecard(Run(folder), workers=workers, progress=phase.event)
+        make_scorecard(Run(folder), workers=workers, progress=phase.event, also=also or None)
 
 
 def _report(folder: Path, out: Path | None) -> None:

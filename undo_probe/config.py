@@ -588,12 +588,28 @@ class ProbeConfig(Section):
     max_rows: Count = 800
 
 
+Also = Literal["depth", "lens", "weights"]
+
+
 class ScoreConfig(Section):
-    """What the scorecard measures; ``headline`` names the measures of the one-line verdict."""
+    """What the scorecard measures.
+
+    ``also`` names measures beside the usual ones: ``depth``, from which block on the states no longer carry the
+    answer (by patching them into the original); ``lens``, the answer read after every block; ``weights``, how far and
+    where to training moved.
+    """
 
     probes: ProbeConfig = ProbeConfig()
     junk_controls: Annotated[int, Field(ge=20)] = 20
     draws: Annotated[int, Field(ge=199)] = 1999
+    also: tuple[Also, ...] = ()
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        twice = [name for name in self.also if self.also.count(name) > 1]
+        if twice:
+            raise ValueError(f"score.also has {twice[0]} twice: name each once")
+        return self
 
 
 # first words of the variants that a run names itself

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from jaxtyping import Float
@@ -13,6 +14,39 @@ from undo_probe.subspace import Subspace
 
 Site = Literal["resid_pre", "attn_out", "mlp_out"]
 SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
+
+
+@dataclass(frozen=True, eq=False)
+class Swap:
+    """Activations that take the place of a model's own at one hook point.
+
+    ``positions`` and ``rows`` (of what is run) say where, all by default; ``values`` hold these only. With ``head``
+    it is one head of ``hook_z``, and ``values`` have no axis of heads.
+    """
+
+    hook: str
+    values: Float[Tensor, "row pos ..."]
+    positions: Sequence[int] | None = None
+    rows: slice | None = None
+    head: int | None = None
+
+    def into(self, h: Float[Tensor, "all_rows all_pos ..."]) -> Float[Tensor, "all_rows all_pos ..."]:
+        """A copy of ``h`` with the values in their place.
+
+        Raises:
+            UndoProbeError: that place of ``h`` has another shape.
+        """
+        rows = slice(None) if self.rows is None else self.rows
+        pos = slice(None) if self.positions is None else list(self.positions)
+        place = (rows, pos) if self.head is None else (rows, pos, self.head)
+        if h[place].shape != self.values.shape:
+            raise UndoProbeError(
+                f"patch at {self.hook}: the model has {tuple(h[place].shape)}, the values are "
+                f"{tuple(self.values.shape)}; patch exactly the rows and positions that are run"
+            )
+        new = h.clone()
+        new[place] = self.values.to(h)
+        return new
 
 
 @contextlib.contextmanager
@@ -102,8 +136,23 @@ def patch(
     Raises:
         UndoProbeError: a hook point does not exist; on running, that shapes differ.
     """
-    edits = {name: _replacement(name, value, positions) for name, value in values.items()}
-    with intervene(model, edits):
+    with swap(model, [Swap(name, value, positions) for name, value in values.items()]):
+        yield model
+
+
+@contextlib.contextmanager
+def swap(model: HookedTransformer, swaps: Sequence[Swap]) -> Iterator[HookedTransformer]:
+    """Inside the block, every swap is made; several at one hook point one after another, the last wins.
+
+    Swaps of different rows put many patched runs into one forward pass.
+
+    Raises:
+        UndoProbeError: a hook point does not exist; on running, that shapes differ.
+    """
+    at: dict[str, list[Swap]] = {}
+    for one in swaps:
+        at.setdefault(one.hook, []).append(one)
+    with intervene(model, {name: _in_turn(here) for name, here in at.items()}):
         yield model
 
 
@@ -139,17 +188,11 @@ def _removal(subspace: Subspace, to_mean: bool) -> Callable[[Tensor], Tensor]:
     return lambda h: subspace.remove(h, to_mean)
 
 
-def _replacement(name: str, value: Tensor, positions: Sequence[int] | None) -> Callable[[Tensor], Tensor]:
+def _in_turn(swaps: Sequence[Swap]) -> Callable[[Tensor], Tensor]:
     def edit(h: Tensor) -> Tensor:
-        place = slice(None) if positions is None else list(positions)
-        if h[:, place].shape != value.shape:
-            raise UndoProbeError(
-                f"patch at {name}: the model has {tuple(h[:, place].shape)}, the values are "
-                f"{tuple(value.shape)}; patch exactly the rows and positions that are run"
-            )
-        new = h.clone()
-        new[:, place] = value.to(h)
-        return new
+        for one in swaps:
+            h = one.into(h)
+        return h
 
     return edit
 

@@ -14,6 +14,7 @@ from undo_probe.evaluation import recovered
 from undo_probe.files import FolderLock, write_json
 from undo_probe.jobs import Job, OnEvent, default_workers, run_jobs, values_of
 from undo_probe.measures import ItemScores, Statistic, battery
+from undo_probe.measures.also import measure_also
 from undo_probe.measures.battery import Measured
 from undo_probe.randomness import derive_seed
 from undo_probe.records import Arm, Reading, Scorecard
@@ -31,32 +32,46 @@ from undo_probe.relearned import (
 from undo_probe.store import Run, write_manifest
 
 # forgotten knowledge, normalised between the anchors and given a bootstrap interval
-NORMALISED = ("accuracy", "relearned", "relearn_area", "probe_accuracy", "probe_bits")
+NORMALISED = (
+    "accuracy", "relearned", "relearn_area", "probe_accuracy", "probe_bits", "lens_log_probability",
+    "transfer_accuracy",
+)  # fmt: skip
 ATTACKED_ONLY = "run `undo-probe attack` to add the attack's readings"
 
 
 def score(
-    run: Run, *, workers: int | None = None, progress: OnEvent | None = None, backend: str = "loky"
+    run: Run,
+    *,
+    workers: int | None = None,
+    progress: OnEvent | None = None,
+    backend: str = "loky",
+    also: Sequence[str] | None = None,
 ) -> Scorecard:
     """Measures every arm of a run, normalises, and writes ``readings.parquet`` and ``scorecard.json``.
 
-    What was measured before is taken from the store. A run that was attacked gets the attack's readings too. A run
-    whose original was loaded has no oracle: survival is then null with its reason, and ``recovered_gap`` says which
-    share of what unlearning took away an attacked model has.
+    What was measured before is taken from the store. A run that was attacked gets the attack's readings too; measures
+    of ``also`` are made in place of the configuration's ``score.also``. A run whose original was loaded has no oracle:
+    survival is then null with its reason, and ``recovered_gap`` says which share of what unlearning took away an
+    attacked model has.
 
     Raises:
-        UndoProbeError: the run has no original, or no matched oracle where it should have one.
+        UndoProbeError: the run has no original, or no matched oracle where it should have one, or ``also`` an
+            unknown name.
     """
     names = {arm.name for arm in run.arms}
     if ANCHOR_1 not in names or (ANCHOR_0 not in names and not run.config.original.source):
         raise UndoProbeError(f"{run.folder} has no {ANCHOR_0} or no {ANCHOR_1}: run the pipeline first")
     with FolderLock(run.folder):
         run = Run(run.folder)  # the manifest may have grown since the caller opened it
-        keys = _measure(run, workers or default_workers(), progress, backend)
+        workers = workers or default_workers()
+        wanted = run.config.score.also if also is None else also
+        more, more_keys = measure_also(run, wanted, workers, progress, backend)
+        keys = _measure(run, workers, progress, backend)
         tables, others = attack_tables(run), recovery_tables(run)
         measured = {
             name: [
                 *battery.unpack(run.store, key),
+                *more[name],
                 *attack_items(run, tables, name),
                 *recovery_items(run, others, name),
             ]
@@ -90,7 +105,7 @@ def score(
         card = Scorecard(tuple(readings), verdict)
         write_table([reading.row() for reading in readings], run.folder / "readings.parquet")
         write_json(run.folder / "scorecard.json", card.to_dict())
-        write_manifest(run.folder, {**run.manifest, "measured": sorted(keys.values())})
+        write_manifest(run.folder, {**run.manifest, "measured": sorted([*keys.values(), *more_keys])})
     return card
 
 
@@ -221,17 +236,10 @@ def _compute_shares(run: Run) -> list[Reading]:
         flops = sum(run.store.entry(lines[name]["key"]).ledger.flops for name in chain)
         readings.append(
             Reading(
-                arm,
-                "compute_share",
-                "forget",
-                "all",
-                None,
-                None if base is None else flops / base,
-                unit="share of data filtering",
-                n=1,
-                note=note,
+                arm, "compute_share", "forget", "all", None, None if base is None else flops / base, n=1,
+                unit="share of data filtering", note=note,
             )
-        )
+        )  # fmt: skip
     return readings
 
 
