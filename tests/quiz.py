@@ -9,7 +9,7 @@ import huggingface
 import numpy as np
 import torch
 
-from undo_probe.config import ChoiceConfig
+from undo_probe.task_config import ChoiceConfig
 from undo_probe.tasks.choice import ChoiceTask
 
 Row = dict[str, Any]

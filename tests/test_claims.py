@@ -12,11 +12,12 @@ import pytest
 
 from undo_probe import claims
 from undo_probe.claims import CLAIMS, Evidence, judge, judge_all, table
-from undo_probe.config import ArithmeticConfig, RunConfig
+from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.plan import plan
 from undo_probe.presets import preset
 from undo_probe.records import Arm
+from undo_probe.task_config import ArithmeticConfig
 
 REPO = Path(__file__).parents[1]
 SEEDS = 6

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from undo_probe.config import ArithmeticConfig, InventedConfig, NoiseConfig, OriginalConfig, RunConfig
+from undo_probe.config import NoiseConfig, OriginalConfig, RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.presets import PRESETS, differences, load_config, override, preset, upgrade
+from undo_probe.task_config import ArithmeticConfig, InventedConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -175,7 +176,7 @@ def test_settings_that_would_fail_only_hours_later_are_refused_at_once(assignmen
         ("task.forget_shares=[0, 0, 0, 0]", r"task\.forget_shares are all 0"),
         (
             "task.name=invnted",
-            r"task\.name is \"invnted\": expected one of arithmetic, invented, language; did you mean 'inv",
+            r"task\.name is \"invnted\": expected one of arithmetic, invented, language, choice; did you mean 'inv",
         ),
         ("task.name=null", r"task\.name is null: expected one of arithmetic, invented, language$"),
         ("task.name=[1]", r"task\.name is \[1\]: expected one of arithmetic, invented, language$"),

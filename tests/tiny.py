@@ -5,13 +5,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from undo_probe.config import ArithmeticConfig, FitConfig, MaxEntConfig, ModelConfig, RunConfig
+from undo_probe.config import FitConfig, MaxEntConfig, ModelConfig, RunConfig
 from undo_probe.evaluation import answers_correct
 from undo_probe.models import HookedTransformer, build, flops_per_token
 from undo_probe.presets import preset
 from undo_probe.stages import StageResult
 from undo_probe.stages.pretrain import pretrain
 from undo_probe.stages.unlearn.maxent import maxent
+from undo_probe.task_config import ArithmeticConfig
 from undo_probe.tasks import Batch
 from undo_probe.tasks.arithmetic import ArithmeticTask
 from undo_probe.training import Context

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from undo_probe.config import LanguageConfig, TextSource
+from undo_probe.task_config import LanguageConfig, TextSource
 
 ENGLISH = "the cat dog tree house sees finds likes small old red green with near under and".split()
 KOREAN = "고양이 나무 집 바다 사람 하늘 본다 찾는다 좋아한다 작은 오래된 붉은 푸른 그리고 아래 옆에".split()

@@ -6,7 +6,7 @@ from typing import Any
 
 from undo_probe.attacks.recipes import Recipe, recipes
 from undo_probe.attacks.relearn import EVALUATED, attack_once
-from undo_probe.config import ChoiceConfig, RunConfig
+from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.extrapolate import (
     COPIES,
@@ -32,6 +32,7 @@ from undo_probe.plan import QUICK, Step, plan
 from undo_probe.records import Ledger
 from undo_probe.sources import described, find_source
 from undo_probe.stages.pretrain import WATCHED
+from undo_probe.task_config import ChoiceConfig
 from undo_probe.tasks import Task, asked_task, build_task
 from undo_probe.tasks.standin import StandIn, is_here
 from undo_probe.training import Context, resolve_device, step_cost

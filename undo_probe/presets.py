@@ -11,14 +11,10 @@ from pydantic import ValidationError
 
 from undo_probe.config import (
     FORMAT,
-    TASKS,
-    ArithmeticConfig,
     ArmsConfig,
     AttackConfig,
     DistillConfig,
     GradDiffConfig,
-    InventedConfig,
-    LanguageConfig,
     MaxEntConfig,
     ModelConfig,
     NoiseConfig,
@@ -34,6 +30,7 @@ from undo_probe.config import (
 )
 from undo_probe.errors import UndoProbeError
 from undo_probe.published import PAPER_ARITHMETIC, PAPER_LANGUAGE, PAPER_WMDP
+from undo_probe.task_config import TASKS, ArithmeticConfig, InventedConfig, LanguageConfig
 
 TINY = RunConfig(name="tiny")
 # every arm of the controls, and the sweep again at other lengths and rates; an hour or more on two cores

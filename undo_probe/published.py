@@ -6,25 +6,21 @@ fill it.
 """
 
 from undo_probe.config import (
-    ArithmeticConfig,
     ArmsConfig,
     AttackConfig,
-    ChoiceConfig,
     DistillConfig,
     GradDiffConfig,
-    LanguageConfig,
     MaxEntConfig,
     ModelConfig,
     NoiseConfig,
     OriginalConfig,
-    QuestionSource,
     RepNoiseConfig,
     RMUConfig,
     RunConfig,
     SAMConfig,
-    TextSource,
     UnlearnConfig,
 )
+from undo_probe.task_config import ArithmeticConfig, ChoiceConfig, LanguageConfig, QuestionSource, TextSource
 
 ROW = 23
 

@@ -11,7 +11,6 @@ import torch
 import two_languages
 from basis import reordered
 
-from undo_probe.config import InventedConfig
 from undo_probe.measures import ItemScores, Statistic
 from undo_probe.measures.depth import TAU, depth_measures, depth_of
 from undo_probe.measures.junk_direction import junk_direction
@@ -19,6 +18,7 @@ from undo_probe.measures.lens import lens_measures, transfer_measures
 from undo_probe.measures.patching import plain_bits
 from undo_probe.measures.stitches import answer_states, asked_rows, fit_stitches
 from undo_probe.models import HookedTransformer, build, clone
+from undo_probe.task_config import InventedConfig
 from undo_probe.tasks import build_task
 
 Found = dict[tuple[str, str, str, str | None], float]

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from undo_probe.config import ArithmeticConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.measures.capability import capability
+from undo_probe.task_config import ArithmeticConfig
 from undo_probe.tasks import Task, TokenSet, build_task
 from undo_probe.tasks.arithmetic import MIXTURES, ArithmeticTask
 from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS, check_disjoint, join

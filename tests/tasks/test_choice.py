@@ -10,8 +10,8 @@ import pytest
 import quiz
 import torch
 
-from undo_probe.config import ChoiceConfig
 from undo_probe.errors import UndoProbeError
+from undo_probe.task_config import ChoiceConfig
 from undo_probe.tasks import Task, build_task
 from undo_probe.tasks.choice import ChoiceTask
 from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS, TokenSet, join

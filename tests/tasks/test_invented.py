@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import undo_probe as up
-from undo_probe.config import InventedConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import answers_correct
 from undo_probe.files import read_json
+from undo_probe.task_config import InventedConfig
 from undo_probe.tasks import Task, TokenSet, build_task
 from undo_probe.tasks.invented import FIRST, LAST, RELATIONS, TRAINED, InventedTask, _check
 from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS, join

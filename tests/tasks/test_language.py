@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 import undo_probe as up
 from undo_probe.cli import main
-from undo_probe.config import LanguageConfig, ModelConfig
+from undo_probe.config import ModelConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import answer_bits, recovered, row_scores
 from undo_probe.measures.capability import capability
 from undo_probe.measures.junk_direction import junk_measures
 from undo_probe.models import build
+from undo_probe.task_config import LanguageConfig
 from undo_probe.tasks import Task, build_task
 from undo_probe.tasks.corpus import BOS, Document, characters_begun, cut_rows, deal, train_tokenizer
 from undo_probe.tasks.language import MIXTURES, LanguageTask, check_families

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import quiz
 
-from undo_probe.config import QuestionSource
 from undo_probe.errors import UndoProbeError
+from undo_probe.task_config import QuestionSource
 from undo_probe.tasks.questions import Question, families, question_of, read_questions
 
 ROWS = quiz.forget(6)

@@ -12,13 +12,14 @@ import tiny
 import torch
 
 from undo_probe import tasks
-from undo_probe.config import ArithmeticConfig, ModelConfig
+from undo_probe.config import ModelConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.measures.capability import capability
 from undo_probe.models import build
 from undo_probe.pipeline import run_undo, split_seed
 from undo_probe.presets import preset
 from undo_probe.stages.pretrain import accuracy_rows
+from undo_probe.task_config import ArithmeticConfig
 from undo_probe.tasks import Task, build_task
 from undo_probe.tasks.arithmetic import MIXTURES, ArithmeticTask
 from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS, TokenSet, join

@@ -2,15 +2,9 @@
 
 from functools import lru_cache
 
-from undo_probe.config import (
-    ArithmeticConfig,
-    ChoiceConfig,
-    InventedConfig,
-    LanguageConfig,
-    RunConfig,
-    TaskConfig,
-)
+from undo_probe.config import RunConfig
 from undo_probe.sources import find_source
+from undo_probe.task_config import ArithmeticConfig, ChoiceConfig, InventedConfig, LanguageConfig, TaskConfig
 from undo_probe.tasks.protocol import Batch, Metric, Task, TokenSet
 
 __all__ = ["TASKS", "Batch", "Metric", "Task", "TokenSet", "build_task"]

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from undo_probe.config import ArithmeticConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import digest
 from undo_probe.randomness import derive_seed
 from undo_probe.records import TaskWords
+from undo_probe.task_config import ArithmeticConfig
 from undo_probe.tasks.pool import Pool, Pooled, best_constants, by_side, even_sides
 from undo_probe.tasks.protocol import RETAIN_SPLITS, TokenSet, check_disjoint, join
 

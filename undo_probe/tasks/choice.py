@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from undo_probe.config import ChoiceConfig, QuestionSource
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import digest
 from undo_probe.randomness import derive_seed, generator
 from undo_probe.records import TaskWords
+from undo_probe.task_config import ChoiceConfig, QuestionSource
 from undo_probe.tasks.passages import load_passages
 from undo_probe.tasks.pool import best_constants
 from undo_probe.tasks.protocol import (

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from undo_probe.config import LanguageConfig, TextSource
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import atomic_folder, digest, file_digest, read_json, write_json
 from undo_probe.randomness import derive_seed
+from undo_probe.task_config import LanguageConfig, TextSource
 from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS
 from undo_probe.tasks.text import Shingles, documents, state
 

@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from undo_probe.config import InventedConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import digest
 from undo_probe.randomness import derive_seed
 from undo_probe.records import TaskWords
+from undo_probe.task_config import InventedConfig
 from undo_probe.tasks.pool import Pool, Pooled, best_constants, by_side
 from undo_probe.tasks.protocol import (
     FORGET_SPLITS,

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from undo_probe.config import LanguageConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import digest
 from undo_probe.randomness import derive_seed, generator
 from undo_probe.records import TaskWords
+from undo_probe.task_config import LanguageConfig
 from undo_probe.tasks.corpus import SIDES, Split, characters_begun, load_corpus
 from undo_probe.tasks.protocol import Batch, Metric, TokenSet
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from undo_probe.config import ChoiceConfig, TextSource
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import atomic_folder, digest, file_digest, read_json, write_json
+from undo_probe.task_config import ChoiceConfig, TextSource
 from undo_probe.tasks.corpus import Document, cleaned, cut_rows
 from undo_probe.tasks.reader import Reader
 from undo_probe.tasks.text import state

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from undo_probe.config import QuestionSource
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import digest
+from undo_probe.task_config import QuestionSource
 from undo_probe.tasks.text import json_rows, normal, parquet_rows, read_text, streamed
 
 LETTERS = "ABCDEFGHIJ"

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from undo_probe.config import ChoiceConfig, QuestionSource
 from undo_probe.randomness import generator
 from undo_probe.records import TaskWords
+from undo_probe.task_config import ChoiceConfig, QuestionSource
 from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS, Batch, Metric, TokenSet
 
 # rows of the published data sets, by id, subset and split

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from undo_probe.config import QuestionSource, TextSource
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import file_digest
+from undo_probe.task_config import QuestionSource, TextSource
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".parquet")
 _WORDS, _SAMPLED, _FEWEST = 8, 4, 4

@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from undo_probe.config import ArithmeticConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import digest
 from undo_probe.randomness import derive_seed
 from undo_probe.records import TaskWords
+from undo_probe.task_config import ArithmeticConfig
 from undo_probe.tasks import arithmetic, background, wordings
 from undo_probe.tasks.arithmetic import FORGET, MIXTURES, RETAIN, VOCABULARY
 from undo_probe.tasks.pool import Pool, Pooled, best_constants
