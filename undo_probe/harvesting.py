@@ -148,14 +148,16 @@ def _mask(
         return positions.cpu()
     if positions == "answer" and isinstance(given, TokenSet):
         return given.answer_mask.cpu()
+    kept = torch.zeros(rows.shape, dtype=torch.bool)
     if positions == "last":
-        positions = given.read_position if isinstance(given, TokenSet) else -1
+        last = given.read_position if isinstance(given, TokenSet) else rows.shape[1] - 1
+        kept[torch.arange(len(rows)), last] = True
+        return kept
     if isinstance(positions, str) and positions != "all":
         raise UndoProbeError(
             f"positions={positions!r} is not known here: give 'all', 'last', numbers or a mask, or 'answer' with the "
             "rows of a task (task.rows(...)), which know where their answers are"
         )
-    kept = torch.zeros(rows.shape, dtype=torch.bool)
     kept[:, kept_positions(None if isinstance(positions, str) else positions, rows.shape[1])] = True
     return kept
 

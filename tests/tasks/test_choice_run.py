@@ -121,6 +121,13 @@ def test_recovered_gap_is_the_share_of_what_unlearning_took(run: Any, readings: 
         assert line["low"] < line["value"] < line["high"]
 
 
+def test_measures_that_need_an_oracle_are_refused(run: Any) -> None:
+    with pytest.raises(
+        UndoProbeError, match="depth would be read beside the matched oracle, which this run does"
+    ):
+        up.score(run, workers=1, also=["depth"])
+
+
 def test_survival_is_null_with_its_reason(readings: Any) -> None:
     assert readings["survival"].isna().all()
     lacking = readings[readings["gate"] == "no oracle"]

@@ -117,11 +117,16 @@ def measure_also(
     same alpha.
 
     Raises:
-        UndoProbeError: there is no measure of that name.
+        UndoProbeError: there is no measure of that name, or the run has no matched oracle.
     """
     unknown = [name for name in names if name not in ALSO]
     if unknown:
         raise UndoProbeError(f"there is no measure {unknown[0]!r} to add: there are {', '.join(ALSO)}")
+    if names and GOLD not in run.keys:
+        raise UndoProbeError(
+            f"{', '.join(names)} would be read beside the matched oracle, which this run does not have, because its "
+            "original was loaded (original.source): leave score.also empty"
+        )
     what = {arm.name: {name: _identity(run, arm, name) for name in names} for arm in run.arms}
     keys = {
         arm: {name: run.store.key(identity) for name, identity in own.items()} for arm, own in what.items()

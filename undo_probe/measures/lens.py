@@ -142,9 +142,10 @@ def _tokens_read(rows: TokenSet, whole: bool) -> dict[str, _Read]:
     targets = rows.tokens[:, 1:][:, positions]
     found = {"": _Read(positions, counts, targets)}
     if whole and int(counts.sum(1).max()) > 1:
-        column = positions.index(rows.read_position)
+        first = int(rows.read_position)
+        column = positions.index(first)
         here = slice(column, column + 1)
-        found[", first token"] = _Read([rows.read_position], counts[:, here], targets[:, here])
+        found[", first token"] = _Read([first], counts[:, here], targets[:, here])
     return found
 
 
