@@ -44,3 +44,17 @@ def test_what_is_not_there_is_refused_by_name() -> None:
         harvest_points(model, tokens, ["ln_final.hook_normalized"])
     with pytest.raises(UndoProbeError, match="nothing to harvest"):
         residual_streams(model, tokens[:0])
+
+
+def test_each_row_may_be_read_at_places_of_its_own() -> None:
+    model, tokens = tiny.model(), tiny.tokens(5)
+    places = torch.tensor([[1, 3], [0, 2], [4, 4], [2, 1], [3, 0]])
+    whole = residual_streams(model, tokens)
+    own = residual_streams(model, tokens, places, batch_size=2)
+    last = residual_streams(model, tokens, places[:, 1], batch_size=2)
+    for name, states in whole.items():
+        wanted = torch.stack([states[row, places[row]] for row in range(5)])
+        torch.testing.assert_close(own[name], wanted)
+        torch.testing.assert_close(last[name], wanted[:, 1:])
+    with pytest.raises(UndoProbeError, match="positions from 0 to 99 do not fit rows of"):
+        residual_streams(model, tokens, torch.tensor([0, 1, 2, 3, 99]))

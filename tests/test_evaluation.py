@@ -1,16 +1,19 @@
 """One pass over complete rows says the same as decoding token by token."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
 
+from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import (
     accuracy_by_operation,
     answer_log_probability,
     answers_correct,
     by_operation,
     decode_greedily,
+    option_scores,
 )
 from undo_probe.models import HookedTransformer
 from undo_probe.tasks import TokenSet
@@ -113,3 +116,30 @@ def test_asking_leaves_gradients_switched_on_and_the_model_as_it_was() -> None:
     assert torch.is_grad_enabled()
     assert tiny.hook_count(model) == hooks
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("cap", [-1.0, 2.0])
+def test_option_scores_are_those_of_the_whole_logits(cap: float) -> None:
+    """Read at one place of each row only, from prompts of different lengths, some with fewer options."""
+    model = tiny.model()
+    model.cfg.output_logits_soft_cap = cap
+    tokens = tiny.tokens(5)
+    read = torch.tensor([1, 4, 2, 3, 4])
+    options = torch.tensor([[3, 4, 5], [6, 7, -1], [1, 2, 3], [9, 8, 7], [5, 4, -1]])
+    labels = pd.DataFrame(
+        {"operation": "x", "family": list("abcde"), "subset": "all", "answer": [0, 1, 2, 0, 1]}
+    )
+    mask = torch.arange(tokens.shape[1]) == read[:, None] + 1
+    rows = TokenSet("quiz", tokens, mask, read, labels, options)
+    found = option_scores(model, rows, size=2)
+    with torch.no_grad():
+        logits = model(tokens, return_type="logits")
+    for row in range(len(rows)):
+        here, answer = logits[row, read[row]], int(rows.labels["answer"].tolist()[row])
+        own = [int(option) for option in options[row] if option >= 0]
+        p = here.softmax(dim=0)[own]
+        assert found["probability"][row] == pytest.approx(float(p[answer] / p.sum()), rel=1e-4)
+        assert found["choice"][row] == (int(p.argmax()) == answer)
+        assert found["exact"][row] == (int(here.argmax()) == own[answer])
+    with pytest.raises(UndoProbeError, match="the rows of quiz have no options: score them as exact"):
+        option_scores(model, TokenSet("quiz", tokens, mask, read, labels))

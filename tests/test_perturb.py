@@ -292,3 +292,15 @@ def test_keys_and_values_that_heads_share_are_noised_like_others(name: str) -> N
     assert flat_shape(name, weight) == (D_MODEL, 2 * D_HEAD)
     noised = shrink_and_perturb({name: weight}, 0.5, 1.0, seed=0)[name]
     assert float(noised.std()) == pytest.approx(0.5 * math.sqrt(2 / (D_MODEL + 2 * D_HEAD)), rel=0.1)
+
+
+def test_the_gains_of_norms_are_known_by_name() -> None:
+    gains = (
+        "blocks.0.ln1.w",
+        "blocks.1.ln2_post.w",
+        "ln_final.w",
+        "blocks.0.attn.q_norm.w",
+        "blocks.0.attn.k_norm.w",
+    )
+    assert all(is_gain(name) for name in gains)
+    assert not any(is_gain(name) for name in ("blocks.0.ln1.b", "blocks.0.attn.W_Q", "blocks.0.mlp.b_in"))
