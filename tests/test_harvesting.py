@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -74,7 +75,7 @@ def test_positions_are_all_the_last_the_answer_numbers_or_a_mask(tmp_path: Path)
 
 def test_names_are_endings_or_whole_and_the_model_stops_at_the_last_block_needed(tmp_path: Path) -> None:
     model, ran = tiny.model(n_layers=3), []
-    handle = model.blocks[2].register_forward_hook(lambda *_: ran.append(2))
+    handle = model.get_submodule("blocks.2").register_forward_hook(lambda *_: ran.append(2))
     store = harvest(
         model,
         many(3),
@@ -151,17 +152,18 @@ def test_a_harvest_that_is_there_is_opened_and_another_one_is_refused(tmp_path: 
     assert files(tmp_path) == before
     other = tokens.clone()
     other[0, 0] = (other[0, 0] + 1) % tiny.task().d_vocab
-    for name, words in {
-        "model": (tiny.model(seed=1), tokens, "resid_post", {}),
-        "tokens": (model, other, "resid_post", {}),
-        "kept": (model, tokens, "resid_post", {"positions": "last"}),
-        "points": (model, tokens, POST[:1], {}),
-        "dtype": (model, tokens, "resid_post", {"dtype": "float16"}),
-        "variant": (model, tokens, "resid_post", {"variant": "ablated"}),
-    }.items():
-        *given, more = words
+    unlike: dict[str, dict[str, Any]] = {
+        "model": {"model": tiny.model(seed=1)},
+        "tokens": {"tokens": other},
+        "kept": {"positions": "last"},
+        "points": {"points": POST[:1]},
+        "dtype": {"dtype": "float16"},
+        "variant": {"variant": "ablated"},
+    }
+    for name, change in unlike.items():
+        words = {"model": model, "tokens": tokens, "points": "resid_post", **change}
         with pytest.raises(UndoProbeError, match=f"another harvest: its {name} is"):
-            harvest(*given, tmp_path, quiet=True, **more)
+            harvest(folder=tmp_path, quiet=True, **words)
     assert files(tmp_path) == before
 
 

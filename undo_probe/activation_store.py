@@ -268,15 +268,14 @@ class ActivationStore:
         self, rows: slice | Sequence[int] | int | None, position: int | None
     ) -> Int[np.ndarray, " item"]:
         count, n_pos = self.kept.shape
-        chosen = np.arange(count)[slice(None) if rows is None else rows] if _fits(rows, count) else None
-        if chosen is None:
+        if not _fits(rows, count):
             raise UndoProbeError(f"rows {rows} do not fit a store of {count} rows (0 to {count - 1})")
+        chosen: np.ndarray = np.atleast_1d(np.arange(count)[slice(None) if rows is None else rows])
         edges = np.searchsorted(self.rows, np.arange(count + 1))
-        chosen = np.atleast_1d(chosen)
-        if len(chosen) and bool((np.diff(chosen) == 1).all()):
-            items = np.arange(edges[chosen[0]], edges[chosen[-1] + 1])
-        else:
-            items = np.concatenate([np.arange(0), *(np.arange(edges[row], edges[row + 1]) for row in chosen)])
+        spans = list(zip(edges[chosen].tolist(), edges[chosen + 1].tolist(), strict=True))
+        if spans and bool((np.diff(chosen) == 1).all()):
+            spans = [(spans[0][0], spans[-1][1])]
+        items = np.concatenate([np.arange(0), *(np.arange(first, last) for first, last in spans)])
         if position is not None:
             wanted = position + n_pos if position < 0 else position
             items = items[self.positions[items] == wanted]
