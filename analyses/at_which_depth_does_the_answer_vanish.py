@@ -29,25 +29,26 @@ def main() -> None:
     """Prints depth by arm, the block at which half of it is reached, and the map of an arm."""
     asked = parser.parse_args()
     run = up.load_run(asked.run)
+    named = {arm.name: arm for arm in run.arms}
+    if asked.map and asked.map not in named:
+        parser.error(f"the run has no arm {asked.map!r}; it has {', '.join(named)}")
     found, _ = measure_also(run, ["depth"], asked.workers)
+    readings = {
+        arm: arm_readings(arm, found[arm.name], [], [], 0, run.config.seed)
+        for arm in run.arms
+        if arm.stage != "noised"
+    }
     for kind in ("raw", "stitched", "junk removed"):
-        print(f"\ndepth, {kind}: share of the oracle's drop (95 % interval over families)")
-        for arm in run.arms:
-            readings = arm_readings(arm, found[arm.name], [], [], 0, run.config.seed)
-            show(arm, [r for r in readings if r.measure == "depth" and r.subset.startswith(f"{kind},")])
-    trust = [r for arm in run.arms for r in arm_readings(arm, found[arm.name], [], [], 0, run.config.seed)]
-    print(
-        "\nforget variance outside the span that the maps were fitted on (held-out retain states beside it)"
-    )
-    for r in trust:
-        if r.measure == "stitch_outside" and r.arm.stage in ("unlearned", "distilled"):
-            print(
-                f"  {r.arm.label:28} {layer_label(r.layer or ''):22} {r.value:5.2f}  ({r.control_value:.2f})"
-            )
+        print(f"\ndepth, {kind}: all blocks, without the last (95 % intervals over families), block by block")
+        for arm, mine in readings.items():
+            show(arm, [r for r in mine if r.measure == "depth" and r.subset.startswith(f"{kind},")])
+    print("\nforget variance outside the span that the maps were fitted on, by block (retain's)")
+    for arm, mine in readings.items():
+        outside = [r for r in mine if r.measure == "stitch_outside"]
+        print(f"  {arm.label:28} " + "  ".join(f"{r.value:.2f} ({r.control_value:.2f})" for r in outside))
     if asked.map:
-        original = run.model("original")
-        arm = next(arm for arm in run.arms if arm.name == asked.map)
-        table = up.patch_map(original, run.load(arm), asked_rows(run.task, "forget"))
+        arm = named[asked.map]
+        table = up.patch_map(run.model("original"), run.load(arm), asked_rows(run.task, "forget"))
         wide = table.pivot_table(index=["into", "layer"], columns="position", values="change")
         print(f"\nbits a token gained by patching one place, forget questions (a: original, b: {arm.label})")
         print(wide.to_string(float_format="%.2f"))
@@ -55,7 +56,7 @@ def main() -> None:
 
 def show(arm: Arm, readings: list[Reading]) -> None:
     """One line: over all blocks, without the last, then block by block; and where the answer is gone."""
-    if not readings or arm.stage == "noised":
+    if not readings:
         return
     cells = [f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]" if r.low is not None else "-" for r in readings[:2]]
     blocks = [r for r in readings if r.layer]
@@ -63,9 +64,8 @@ def show(arm: Arm, readings: list[Reading]) -> None:
     twin = readings[0].control_value
     beside = "" if twin is None else f"; {readings[0].control} {twin:.2f}"
     by_block = " ".join("-" if r.value is None else f"{r.value:.2f}" for r in blocks)
-    print(
-        f"  {arm.label:28} {'  '.join(cells):40} {by_block}  half gone: {gone[0] if gone else 'never'}{beside}"
-    )
+    half = f"half gone: {gone[0] if gone else 'never'}"
+    print(f"  {arm.label:28} {'  '.join(cells):40} {by_block}  {half}{beside}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ SETTINGS = (
     "score.probes.max_rows=60",
     "score.probes.penalties=[0.1]",
     "score.draws=199",
+    'score.also=["depth","lens","weights"]',
 )
 FILES = {
     "config.json",
@@ -71,6 +72,8 @@ def test_every_arm_is_measured_and_the_readings_are_those_of_the_scorecard(folde
     assert len(card["readings"]) == len(readings)
     assert card["verdict"]["attacked"] is True
     assert readings["value"].notna().sum() > len(readings) / 2
+    for measure in ("depth", "lens_kl", "barrier"):
+        assert set(readings.loc[readings["measure"] == measure, "checkpoint"]) == set(accuracy["checkpoint"])
     attacked = readings[readings["measure"] == "relearned"]
     assert set(attacked["subset"]) == {"step 0", "step 2", "step 4"}
 

@@ -1,7 +1,8 @@
 """Affine maps from one model's states to another's: what is left of a difference once the basis is removed.
 
-A map is fitted on retain states only. Read or patched through it, a model that holds the knowledge in another
-basis looks like the original; one that lost it does not, for the map has never seen a forget question.
+A map is fitted on retain states only, so it cannot put back what a model lost. Where forget states are made of what
+retain states are made of, a model that holds the knowledge in another basis looks like the original through it; where
+they are not, it looks as if it had lost the knowledge: an original of another seed, measured the same way, says which.
 """
 
 from collections.abc import Sequence

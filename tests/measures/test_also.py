@@ -1,63 +1,76 @@
 """Measures that a run asks for beside the battery: stored by themselves, with the twin as control."""
 
 import shutil
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import tiny
 
 from undo_probe.errors import UndoProbeError
-from undo_probe.measures import battery
-from undo_probe.measures.also import measure_also
-from undo_probe.scorecard import score
+from undo_probe.measures import Statistic, battery
+from undo_probe.measures.also import ALSO, measure_also
+from undo_probe.measures.battery import Measured
 from undo_probe.store import Run
 
-if TYPE_CHECKING:
-    from undo_probe.records import Reading
+Found = dict[str, list[Measured]]
 
 
-@pytest.fixture
-def run(attacked: Run, tmp_path: Path) -> Run:
-    shutil.copytree(attacked.folder, tmp_path / "run")
-    return Run(tmp_path / "run")
+@pytest.fixture(scope="module")
+def run(attacked: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("also") / "run"
+    shutil.copytree(attacked.folder, folder)
+    return Run(folder)
 
 
-def test_asked_for_measures_join_the_scorecard_and_are_kept(run: Run) -> None:
-    plain = score(run, workers=1)
-    before = set(run.store.keys())
-    card = score(run, workers=1, also=("depth", "lens", "weights"))
-    added = set(run.store.keys()) - before
-    assert len(added) == 3 * len(run.arms)
-    assert added <= set(Run(run.folder).manifest["measured"])
-    assert [r for r in card.readings if r in plain.readings] == list(plain.readings)
-    measures = {r.measure for r in card.readings} - {r.measure for r in plain.readings}
-    assert measures == {
-        "depth", "patch_drop", "patch_gain", "stitch_explained", "stitch_outside", "lens_log_probability", "lens_rank",
-        "lens_kl", "transfer_accuracy", "weight_distance", "change_stable_rank", "change_rank_90", "change_cosine",
-        "barrier",
-    }  # fmt: skip
-
-    def one(arm: str, measure: str, subset: str) -> "Reading":
-        found = [r for r in card.readings if (r.arm.name, r.measure, r.subset) == (arm, measure, subset)]
-        assert len(found) == 1
-        return found[0]
-
-    assert one("original", "depth", "raw, all blocks").value == pytest.approx(0, abs=1e-4)
-    assert one("oracle_matched", "depth", "raw, all blocks").value == pytest.approx(1)
-    student, twin = (one(f"distilled-maxent-0.8{v}", "depth", "raw, all blocks") for v in ("", "-twin"))
-    assert (student.control, student.control_value) == ("Twin 0.8", pytest.approx(twin.value))
-    assert one("distilled-maxent-0.8-twin", "change_cosine", "unlearning, distillation").value is None
-    assert "not applicable" in one("random", "barrier", "V").note
-    assert one("original", "barrier", "V").value == pytest.approx(0, abs=1e-4)
+@pytest.fixture(scope="module")
+def found(run: Run) -> Found:
+    measured, keys = measure_also(run, list(ALSO), 1)
+    assert len(set(keys)) == len(ALSO) * len(run.arms)
+    assert set(keys) <= set(run.store.keys())
+    return measured
 
 
-def test_only_what_is_missing_is_computed(run: Run) -> None:
-    measure_also(run, ["weights"], 1)
+def one(found: Found, arm: str, measure: str, subset: str) -> Measured:
+    fitting = [item for item in found[arm] if (item.measure, item.subset) == (measure, subset)]
+    assert len(fitting) == 1
+    return fitting[0]
+
+
+def level(item: Measured) -> float | None:
+    return item.value if isinstance(item, Statistic) else float(np.mean(item.values))
+
+
+def test_every_arm_has_its_place_between_original_and_oracle(run: Run, found: Found) -> None:
+    assert set(found) == {arm.name for arm in run.arms}
+    assert level(one(found, "original", "depth", "raw, without the last")) in (
+        None,
+        pytest.approx(0, abs=1e-4),
+    )
+    assert level(one(found, "original", "barrier", "V")) == pytest.approx(0, abs=1e-4)
+    assert level(one(found, "original", "weight_distance", "all weights")) == 0
+    assert level(one(found, "oracle_matched", "depth", "raw, all blocks")) == pytest.approx(1)
+    assert [item.subset for item in found["unlearned-rmu"] if item.subset.startswith("junk removed")]
+    for start in ("random", "oracle", "unlearned-rmu-placebo", "distilled-maxent-fresh"):
+        assert "not applicable" in one(found, start, "barrier", "V").note
+    assert level(one(found, "distilled-maxent-0.8", "change_cosine", "unlearning, distillation")) is not None
+
+
+def test_a_twin_is_the_control_of_what_a_change_of_basis_moves_too(found: Found) -> None:
+    student = one(found, "distilled-maxent-0.8", "depth", "raw, all blocks")
+    twin = one(found, "distilled-maxent-0.8-twin", "depth", "raw, all blocks")
+    assert (student.control, student.control_value) == ("Twin 0.8", level(twin))
+    assert twin.control == ""
+    # its teacher is the original, which unlearned nothing
+    assert level(one(found, "distilled-maxent-0.8-twin", "change_cosine", "unlearning, distillation")) is None
+    assert one(found, "distilled-maxent-0.8", "weight_distance", "all weights").control == ""
+
+
+def test_only_what_is_missing_is_computed(run: Run, found: Found) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in run.store.folder.rglob("stage.json")}
-    found, keys = measure_also(run, ["weights"], 1)
+    again, keys = measure_also(run, ["weights"], 1)
     assert {path: path.stat().st_mtime_ns for path in run.store.folder.rglob("stage.json")} == stamps
-    assert len(keys) == len(run.arms) and all(found.values())
+    assert len(keys) == len(run.arms)
+    assert len(again["random"]) < len(found["random"])
 
 
 def test_asking_for_more_leaves_the_batterys_keys_as_they_were(run: Run) -> None:

@@ -1,8 +1,8 @@
 """Unlearning depth: from which block on a model's states no longer carry the answer for the original to read.
 
 The Unlearning Depth Score of Lee, Kim and Jo (arXiv 2605.24614), between the original and the matched oracle. It
-also sees a change of basis that loses nothing: a depth is evidence only by its excess over the twin's, or in its
-stitched form, where states are first mapped to the original's basis.
+also sees a change of basis that loses nothing: a depth is evidence only by its excess over the twin's. The stitched
+form first maps states to the original's basis, and can be trusted where an original of another seed comes out near 0.
 """
 
 from collections.abc import Mapping
