@@ -100,7 +100,7 @@ def test_the_map_has_both_directions_and_places_no_answer_depends_on_do_nothing(
     assert set(table["into"]) == {"a", "b"}
     np.testing.assert_allclose(table.loc[table["position"] == last, "change"], 0, atol=1e-5)
     read = table[(table["position"] == 6) & (table["into"] == "a")]
-    low, change, high = (read[name].to_numpy(dtype=float) for name in ("low", "change", "high"))
+    low, change, high = (np.asarray(read[name], dtype=float) for name in ("low", "change", "high"))
     assert np.abs(change).max() > 0.05
     assert np.all((low <= change) & (change <= high))
     heads = patch_map(a, b, asked, "head", [6], draws=199)

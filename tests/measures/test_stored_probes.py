@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -58,6 +59,15 @@ def test_one_label_an_item_probes_all_positions_at_once(store: ActivationStore) 
     assert (table.groups == 40).all()
 
 
+def test_columns_of_a_table_keep_their_names(store: ActivationStore) -> None:
+    labels = pd.DataFrame({"own": TOKENS[:, 2], "first": TOKENS[:, 0]}, index=np.arange(ROWS) + 7)
+    both = probe(store, labels, GROUPS, position=2, config=QUICK)
+    one = probe(store, labels["own"], GROUPS, position=2, config=QUICK)
+    assert list(both.label) == ["own", "first"] * 2
+    assert list(one.label) == ["own"] * 2
+    assert (one.accuracy > 0.95).all()
+
+
 def test_what_does_not_fit_is_refused(store: ActivationStore) -> None:
     own = TOKENS[:, 2]
     with pytest.raises(
@@ -68,8 +78,12 @@ def test_what_does_not_fit_is_refused(store: ActivationStore) -> None:
         probe(store, own, GROUPS[:-1], position=2)
     with pytest.raises(UndoProbeError, match="strata has 3 entries"):
         probe(store, own, GROUPS, position=2, strata=[1, 2, 3])
-    with pytest.raises(UndoProbeError, match="flat has one class only"):
+    with pytest.raises(
+        UndoProbeError, match=r"flat has shape \(120,\) and 1 classes: a probe tells at least"
+    ):
         probe(store, {"flat": np.zeros(ROWS)}, GROUPS, position=2)
+    with pytest.raises(UndoProbeError, match=r"label has shape \(120, 5\) .* as a dict or a DataFrame"):
+        probe(store, TOKENS, GROUPS, position=2)
     with pytest.raises(UndoProbeError, match="2 families cannot be divided into 3 parts"):
         probe(store, own, GROUPS > 20, position=2, config=QUICK)
 

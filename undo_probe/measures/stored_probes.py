@@ -78,11 +78,17 @@ def probe(
 
 
 def _columns(labels: Any) -> dict[str, np.ndarray]:
-    named = labels.items() if hasattr(labels, "items") else [("label", labels)]
+    import pandas as pd
+
+    alone = str(labels.name or "label") if isinstance(labels, pd.Series) else "label"
+    named = labels.items() if isinstance(labels, Mapping | pd.DataFrame) else [(alone, labels)]
     columns = {str(name): np.asarray(column) for name, column in named}
     for name, column in columns.items():
-        if len(np.unique(column)) < 2:
-            raise UndoProbeError(f"{name} has one class only: a probe tells at least two apart")
+        if column.ndim != 1 or len(np.unique(column)) < 2:
+            raise UndoProbeError(
+                f"{name} has shape {column.shape} and {len(np.unique(column))} classes: a probe tells at least two "
+                "apart, one label an item; give several labels as a dict or a DataFrame"
+            )
     return columns
 
 
