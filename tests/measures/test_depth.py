@@ -151,7 +151,7 @@ def test_maps_are_fitted_on_retain_states_and_checked_on_others() -> None:
     task, original = tiny.small_task(), tiny.knowing()
     found = fit_stitches(reordered(original), original, task)
     assert list(found.maps) == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
-    explained = [f.value for f in found.checks if isinstance(f, Statistic)]
+    explained = [f.value or 0.0 for f in found.checks if isinstance(f, Statistic)]
     np.testing.assert_allclose(explained, 1, atol=1e-3)
     fresh = fit_stitches(gold(), original, task)
     held = {(f.task_split, f.layer): f.value for f in fresh.checks if isinstance(f, Statistic)}
