@@ -11,6 +11,7 @@ import torch
 import two_languages
 from basis import reordered
 
+from undo_probe.config import InventedConfig
 from undo_probe.measures import ItemScores, Statistic
 from undo_probe.measures.depth import TAU, depth_measures, depth_of
 from undo_probe.measures.junk_direction import junk_direction
@@ -18,7 +19,6 @@ from undo_probe.measures.lens import lens_measures, transfer_measures
 from undo_probe.measures.patching import plain_bits
 from undo_probe.measures.stitches import answer_states, asked_rows, fit_stitches
 from undo_probe.models import HookedTransformer, build, clone
-from undo_probe.task_config import InventedConfig
 from undo_probe.tasks import build_task
 
 Found = dict[tuple[str, str, str, str | None], float]
@@ -151,7 +151,7 @@ def test_maps_are_fitted_on_retain_states_and_checked_on_others() -> None:
     task, original = tiny.small_task(), tiny.knowing()
     found = fit_stitches(reordered(original), original, task)
     assert list(found.maps) == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
-    explained = np.array([f.value for f in found.checks if isinstance(f, Statistic)], dtype=float)
+    explained = [f.value or 0.0 for f in found.checks if isinstance(f, Statistic)]
     np.testing.assert_allclose(explained, 1, atol=1e-3)
     fresh = fit_stitches(gold(), original, task)
     held = {(f.task_split, f.layer): f.value for f in fresh.checks if isinstance(f, Statistic)}
