@@ -62,7 +62,8 @@ def test_one_label_an_item_probes_all_positions_at_once(store: ActivationStore) 
 def test_columns_of_a_table_keep_their_names(store: ActivationStore) -> None:
     labels = pd.DataFrame({"own": TOKENS[:, 2], "first": TOKENS[:, 0]}, index=np.arange(ROWS) + 7)
     both = probe(store, labels, GROUPS, position=2, config=QUICK)
-    one = probe(store, labels["own"], GROUPS, position=2, config=QUICK)
+    own = pd.Series(TOKENS[:, 2].numpy(), index=labels.index, name="own")
+    one = probe(store, own, GROUPS, position=2, config=QUICK)
     assert list(both.label) == ["own", "first"] * 2
     assert list(one.label) == ["own"] * 2
     assert (one.accuracy > 0.95).all()
