@@ -109,7 +109,7 @@ def test_halves_are_the_rounded_states_in_half_the_bytes(tmp_path: Path, dtype: 
 def test_a_value_too_large_for_float16_is_refused_by_name(tmp_path: Path) -> None:
     model = tiny.model()
     with torch.no_grad():
-        model.blocks[1].mlp.b_out.fill_(1e5)
+        model.get_parameter("blocks.1.mlp.b_out").fill_(1e5)
     said = "blocks.1.hook_resid_post reaches 1e.05, more than float16 holds"
     with pytest.raises(UndoProbeError, match=said):
         harvest(model, many(3), "resid_post", tmp_path / "a", dtype="float16", quiet=True)

@@ -165,7 +165,7 @@ def tensors_hash(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         total.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
-        total.update(tensor.flatten().view(torch.uint8).numpy())  # read where it lies, not copied
+        total.update(tensor.flatten().view(torch.uint8).numpy().data)  # read where it lies, not copied
     return total.hexdigest()
 
 
