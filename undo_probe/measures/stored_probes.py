@@ -24,7 +24,7 @@ Column = Shaped[np.ndarray, " item"] | Shaped[Tensor, " item"] | Sequence[Any]
 
 def probe(
     store: ActivationStore,
-    labels: "Column | Mapping[str, Column] | pd.DataFrame",
+    labels: "Column | pd.Series | Mapping[str, Column] | pd.DataFrame",
     groups: Column,
     position: int | None = None,
     context: Any = None,
