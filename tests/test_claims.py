@@ -82,6 +82,14 @@ def test_the_papers_story_holds_where_it_was_made_to_and_what_is_missing_is_name
     assert found["C17"] == "not measured: no entangled runs (--entangled, on a preset of arithmetic)"
 
 
+def test_what_probes_read_goes_by_the_task() -> None:
+    named = readings()
+    of_bits = named["measure"] == "probe_bits"
+    assert verdicts(named.assign(subset=named["subset"].mask(of_bits, "answer")))["C16"] == "holds"
+    other = verdicts(named.assign(subset=named["subset"].mask(of_bits, "colour")))
+    assert other["C16"] == "not measured: no probe of first_digit or answer was fitted"
+
+
 def test_a_story_the_other_way_round_does_not_hold() -> None:
     other = readings()
     reached = (other["measure"] == "relearned") & (other["subset"] == "step 200")

@@ -216,15 +216,18 @@ def main(name: str = "") -> None:
     )
     told = "a second run a seed, in OUT/entangled, for C17 on the sheet of all"
     parser.add_argument("--entangled", action="store_true", help=told)
+    parser.add_argument(
+        "overrides", nargs="*", help="settings after the claims' own, such as arms.oracle_matching=600"
+    )
     asked = parser.parse_args()
 
     def evidence(config: "RunConfig", folder: Path, beside: Evidence | None = None) -> Evidence:
         found = replicate(config, asked.seeds, folder)
         return Evidence(found, config.unlearn.method, config.arms.rates_alpha, beside)
 
-    second = entangled(preset(asked.preset)) if asked.entangled or name == "C17" else None
+    second = entangled(preset(asked.preset, *asked.overrides)) if asked.entangled or name == "C17" else None
     beside = second and evidence(second, asked.out / "entangled")
-    every = evidence(preset(asked.preset, *ARMS), asked.out, beside)
+    every = evidence(preset(asked.preset, *ARMS, *asked.overrides), asked.out, beside)
     print(judge(name, every) if name else table(judge_all(every)))  # noqa: T201
 
 
@@ -293,12 +296,21 @@ def _c14(e: Evidence) -> Margins:
     return baselines - e.reached(e.student())
 
 
+_ANSWERS = ("first_digit", "answer")  # what probes read of an answer, by task
+
+
 def _c16(e: Evidence) -> Margins:
     """Over unlearned models and students: not the original and the oracles, which would fix the ends."""
     layers = [str(layer) for layer in e.readings["layer"].dropna().unique()]
     streams = [layer for layer in layers if layer.endswith("hook_resid_post")]
     last = max(streams, key=lambda layer: int(layer.split(".")[1]))
-    query = f"measure == 'probe_bits' and task_split == 'forget' and subset == 'first_digit' and layer == '{last}'"
+    read = e.readings[(e.readings["measure"] == "probe_bits") & (e.readings["task_split"] == "forget")]
+    target = next((name for name in _ANSWERS if name in set(read["subset"])), None)
+    if target is None:
+        raise Missing(f"no probe of {' or '.join(_ANSWERS)} was fitted")
+    query = (
+        f"measure == 'probe_bits' and task_split == 'forget' and subset == '{target}' and layer == '{last}'"
+    )
     arms = sorted(str(arm) for arm in e.readings["arm"].unique())
     names = [arm for arm in arms if arm.startswith(("unlearned-", "distilled-"))]
     pairs = [(e.values(arm, query), e.reached(arm)) for arm in names]
@@ -377,7 +389,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     "C16": Claim(
         "what probes read tracks what the attack brings back",
-        "Spearman of first-digit bits and attack's reach over unlearned models and students",
+        "Spearman of bits of the answer (its first digit) and attack's reach over unlearned models and students",
         _c16,
     ),
     "C17": Claim(
