@@ -108,18 +108,9 @@ def run_stage(
         parents = [store.model(parent) for parent in what["parents"]]
         task = build_task(asked_task(config), split_seed(config))
         folder = None if step.kind in QUICK else store.work(store.key(what))
+        where = {"report": report, "source": (config.original.source, config.original.revision)}
         device = resolve_device(config.device)
-        source = (config.original.source, config.original.revision)
-        context = Context(
-            step.seed,
-            device,
-            config.precision,
-            config.threads,
-            folder,
-            store.shared,
-            report=report,
-            source=source,
-        )
+        context = Context(step.seed, device, config.precision, config.threads, folder, store.shared, **where)
         settings = {name: value for name, value in step.settings.items() if name != "precision"}
         if "length" in settings:
             settings = length_of(settings, store.entry(what["parents"][-1]).ledger.steps)
