@@ -27,10 +27,10 @@ from undo_probe.extrapolate import (
 from undo_probe.families import Shape
 from undo_probe.files import digest
 from undo_probe.models import HookedTransformer, build, flops_per_token, load_model
-from undo_probe.pipeline import KINDS, check_places, length_of, split_seed
+from undo_probe.pipeline import KINDS, length_of, split_seed
 from undo_probe.plan import QUICK, Step, plan
 from undo_probe.records import Ledger
-from undo_probe.sources import described, find_source
+from undo_probe.sources import check_places, described, find_source
 from undo_probe.stages.pretrain import WATCHED
 from undo_probe.task_config import ChoiceConfig
 from undo_probe.tasks import Task, asked_task, build_task
@@ -172,7 +172,7 @@ def _prices_of_source(config: RunConfig, context: Context) -> "_Tried | _Sliced"
     """Of a model that was not made here: itself where it is small and lies here, else what can be known offline."""
     source = find_source(config.original.source, config.original.revision)
     shape, task = described(source, offline=True), asked_task(config)
-    check_places(config, shape.fields)
+    check_places(config, shape)
     here = source.kind != "hub" and (not isinstance(task, ChoiceConfig) or is_here(task))
     rows = config.distill.batch_size * config.distill.accumulate
     if here:

@@ -5,7 +5,7 @@ each is computed once and kept in the stage store before anything that needs it 
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from undo_probe.models import HookedTransformer
 from undo_probe.plan import QUICK, UNTIL, Step, plan
 from undo_probe.presets import differences, load_config
 from undo_probe.randomness import derive_seed
-from undo_probe.sources import described, find_source
+from undo_probe.sources import check_places, described, find_source
 from undo_probe.stages import StageResult, unlearn
 from undo_probe.stages import distill as distilling
 from undo_probe.stages import noise as noising
@@ -108,18 +108,9 @@ def run_stage(
         parents = [store.model(parent) for parent in what["parents"]]
         task = build_task(asked_task(config), split_seed(config))
         folder = None if step.kind in QUICK else store.work(store.key(what))
+        where = {"report": report, "source": (config.original.source, config.original.revision)}
         device = resolve_device(config.device)
-        source = (config.original.source, config.original.revision)
-        context = Context(
-            step.seed,
-            device,
-            config.precision,
-            config.threads,
-            folder,
-            store.shared,
-            report=report,
-            source=source,
-        )
+        context = Context(step.seed, device, config.precision, config.threads, folder, store.shared, **where)
         settings = {name: value for name, value in step.settings.items() if name != "precision"}
         if "length" in settings:
             settings = length_of(settings, store.entry(what["parents"][-1]).ledger.steps)
@@ -172,20 +163,11 @@ def recipe(config: RunConfig, until: str = "distilled") -> Recipe:
     if until not in UNTIL:
         raise UndoProbeError(f"until is {until!r}: expected one of {', '.join(UNTIL)}")
     if config.original.source:
-        check_places(config, described(find_source(config.original.source, config.original.revision)).fields)
+        check_places(config, described(find_source(config.original.source, config.original.revision)))
     task = build_task(asked_task(config), split_seed(config))
     every = plan(config)
     wanted = [step for step in every if UNTIL.index(step.until) <= UNTIL.index(until)]
     return Recipe(config, task, every, wanted, _keys(every, task))
-
-
-def check_places(config: RunConfig, fields: Mapping[str, Any]) -> None:
-    """Whether a model from elsewhere has the layers and heads that the settings name; ``fields`` are its shape's."""
-    try:
-        whose = f"the model of original.source ({config.original.source})"
-        config.check_places(fields["n_layers"], fields["n_heads"], whose)
-    except ValueError as error:
-        raise UndoProbeError(str(error)) from None
 
 
 def run_undo(

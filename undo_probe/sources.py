@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.families import KNOWN, Shape, shape_of
 from undo_probe.files import digest, file_digest, read_json
@@ -98,6 +99,19 @@ def described(source: Source, offline: bool = False) -> Shape:
     with _reading(source):
         config = AutoConfig.from_pretrained(source.place, revision=source.revision or "main")
     return shape_from(config, source)
+
+
+def check_places(config: RunConfig, shape: Shape) -> None:
+    """Whether the model that a run starts from has the layers and heads that its settings name.
+
+    Raises:
+        UndoProbeError: it has not.
+    """
+    whose = f"the model of original.source ({config.original.source})"
+    try:
+        config.check_places(shape.fields["n_layers"], shape.fields["n_heads"], whose)
+    except ValueError as error:
+        raise UndoProbeError(str(error)) from None
 
 
 def shape_from(config: Any, source: Source) -> Shape:
