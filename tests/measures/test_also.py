@@ -12,6 +12,7 @@ from undo_probe.measures.also import ALSO, measure_also
 from undo_probe.measures.battery import Measured
 from undo_probe.store import Run
 
+pytestmark = pytest.mark.slow
 Found = dict[str, list[Measured]]
 
 

@@ -22,6 +22,7 @@ from undo_probe.presets import preset
 from undo_probe.store import Store
 from undo_probe.tasks.choice import ChoiceTask
 
+pytestmark = pytest.mark.slow
 QUICK = (
     "task.name=choice", "task.near_duplicates=null", "task.n_ctx=48", "task.forget_shares=[0.35,0.45,0.1,0.1]",
     'unlearn.also=["rmu"]', "unlearn.maxent.steps=30", "unlearn.maxent.batch_size=16",
