@@ -90,6 +90,14 @@ def test_what_probes_read_goes_by_the_task() -> None:
     assert other["C16"] == "not measured: no probe of first_digit or answer was fitted"
 
 
+def test_a_value_that_a_gate_withheld_is_not_called_an_arm_that_was_not_made() -> None:
+    gated = readings()
+    one = (gated["measure"] == "robustness") & (gated["arm"] == "distilled-maxent-0.2") & (gated["seed"] == 1)
+    found = verdicts(gated.assign(value=gated["value"].mask(one)))
+    said = "distilled-maxent-0.2 is missing in some run, or its range is too weak for measure == 'robustness'"
+    assert found["C9"] == f"not measured: {said}"
+
+
 def test_a_story_the_other_way_round_does_not_hold() -> None:
     other = readings()
     reached = (other["measure"] == "relearned") & (other["subset"] == "step 200")

@@ -81,9 +81,13 @@ class Evidence:
             frame = by_seed(self.readings.assign(value=self.readings[column]), query)
         except UndoProbeError as error:
             raise Missing(f"no reading for {query}") from error
-        found = frame[arm].to_numpy(dtype=float) if arm in frame else np.array([np.nan])
-        if np.isnan(found).any():
+        if arm not in frame:
             raise Missing(f"no {arm} in every run")
+        found = frame[arm].to_numpy(dtype=float)
+        if np.isnan(found).any():
+            raise Missing(
+                f"{arm} is missing in some run, or its range is too weak for {query.split(' and ')[0]}"
+            )
         return found
 
     def reached(self, arm: str, column: str = "value") -> Margins:
