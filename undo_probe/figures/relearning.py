@@ -37,7 +37,9 @@ def relearning(
     lines = lines if readings is None else [_with_intervals(line, readings) for line in lines]
     names = labels([line.arm for line in lines])
     main = {line.arm for line in lines if _is_main(line.arm, teacher_method(line.arm for line in lines))}
-    layout = page(_HEIGHT, margin={"l": 44, "r": 178, "t": 40, "b": 50}, hovermode="x")
+    # room for the longest name and its share, in pixels of the figures' font
+    beside = max(178, round(24 + 6.8 * max(len(plain(name)) + len(" 100%") for name in names.values())))
+    layout = page(_HEIGHT, margin={"l": 44, "r": beside, "t": 40, "b": 50}, hovermode="x")
     layout["xaxis"] = _step_axis(lines)
     layout["yaxis"] = axis(range=[-0.02, 1.03], dtick=0.25, tickformat=".0%")
     layout["annotations"] = [
