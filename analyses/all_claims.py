@@ -3,7 +3,7 @@
 python analyses/all_claims.py --seeds 31 32 33 34 35 36 --out runs/claims
 """
 
-from undo_probe.claims import main
+from undo_probe.claim_sheet import main
 
 if __name__ == "__main__":
     main()

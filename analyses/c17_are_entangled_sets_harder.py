@@ -6,7 +6,7 @@ only the products and quotients with certain factors are to be forgotten.
 python analyses/c17_are_entangled_sets_harder.py --seeds 31 32 33 34 35 36 --out runs/claims
 """
 
-from undo_probe.claims import main
+from undo_probe.claim_sheet import main
 
 if __name__ == "__main__":
     main("C17")

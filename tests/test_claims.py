@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from undo_probe import claims
-from undo_probe.claims import CLAIMS, Evidence, judge, judge_all, table
+from undo_probe import claim_sheet
+from undo_probe.claim_sheet import table
+from undo_probe.claims import CLAIMS, Evidence, judge, judge_all
 from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.plan import plan
@@ -158,13 +159,13 @@ def test_what_the_entangled_runs_lack_is_named() -> None:
 
 
 def test_the_entangled_run_has_the_arms_that_its_claim_needs_and_no_other() -> None:
-    config = claims.entangled(preset("small"))
+    config = claim_sheet.entangled(preset("small"))
     assert config is not None
     assert [step.arm.name for step in plan(config)] == [
         "original", "oracle", "oracle_matched", "random", "unlearned-maxent", "noised-maxent-0.8",
         "distilled-maxent-0.8",
     ]  # fmt: skip
-    assert claims.entangled(preset("facts-tiny")) is None
+    assert claim_sheet.entangled(preset("facts-tiny")) is None
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_the_second_run_is_made_only_where_it_is_asked_for(
 
     monkeypatch.setattr("undo_probe.replicates.replicate", replicate)
     monkeypatch.setattr(sys, "argv", ["script", "--out", "out", *flags])
-    claims.main(name)
+    claim_sheet.main(name)
     assert made == folders
     assert said in capsys.readouterr().out
 
@@ -229,7 +230,7 @@ def test_a_script_says_what_it_asks(tmp_path: Path) -> None:
 
 def test_the_arms_that_claims_are_about_are_in_their_runs() -> None:
     """With its overrides a run lacks nothing but what C17 asks for."""
-    names = {step.arm.name for step in plan(preset("tiny", *claims.ARMS))}
+    names = {step.arm.name for step in plan(preset("tiny", *claim_sheet.ARMS))}
     wanted = {
         "unlearned-sam",
         "unlearned-repnoise",

@@ -284,7 +284,8 @@ def peak_growth(work: Callable[[], object]) -> float:
     """Bytes by which the process's resident memory rose, at most, while the work ran."""
     process, done = psutil.Process(), threading.Event()
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # freed memory that the process still holds would be used again, unseen
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # freed memory that the process still holds would be used again, unseen
     before, highest = process.memory_info().rss, [0]
 
     def watch() -> None:

@@ -239,7 +239,23 @@ def _attacks(config: RunConfig, prices: "_Tried | _Extrapolated | _Sliced", cont
     return sum(lines[1:], lines[0])
 
 
-class _Tried:
+class _Built:
+    """Of a model that is there."""
+
+    _model: HookedTransformer
+
+    @property
+    def parameters(self) -> int:
+        """Numbers of the model."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
+    @property
+    def n_layers(self) -> int:
+        """Blocks of the model."""
+        return self._model.cfg.n_layers
+
+
+class _Tried(_Built):
     """Prices from real steps."""
 
     note = ""
@@ -264,18 +280,8 @@ class _Tried:
         """The most memory that this process had."""
         return _peak(self._context.device)
 
-    @property
-    def parameters(self) -> int:
-        """Numbers of the model."""
-        return sum(parameter.numel() for parameter in self._model.parameters())
 
-    @property
-    def n_layers(self) -> int:
-        """Blocks of the model."""
-        return self._model.cfg.n_layers
-
-
-class _Extrapolated:
+class _Extrapolated(_Built):
     """Prices from one-row steps of a narrow model, and the pace of the true one."""
 
     def __init__(self, config: RunConfig, model: HookedTransformer, task: Task, context: Context) -> None:
@@ -299,16 +305,6 @@ class _Extrapolated:
     def peak(self) -> int:
         """What a distilling process will need."""
         return peak_bytes(self.parameters, self._pace, self._micro)
-
-    @property
-    def parameters(self) -> int:
-        """Numbers of the model."""
-        return sum(parameter.numel() for parameter in self._model.parameters())
-
-    @property
-    def n_layers(self) -> int:
-        """Blocks of the model."""
-        return self._model.cfg.n_layers
 
 
 class _Sliced:

@@ -47,6 +47,11 @@ class Plan:
     kept: Bool[Tensor, "row pos"]
     seconds: float
 
+    @property
+    def key(self) -> str:
+        """The store's key."""
+        return digest(self.what)
+
     def __str__(self) -> str:
         """Size and time in one line."""
         lines = summary(self.what, self.layout)
@@ -91,8 +96,7 @@ def harvest(
     folder = Path(folder)
     with FolderLock(folder):
         layout = _begin(plan, folder)
-        key = digest(plan.what)
-        missing = missing_shards(folder, key, layout)
+        missing = missing_shards(folder, plan.key, layout)
         if missing:
             _check_space(folder, layout, len(missing))
             with nullcontext() if quiet else PhaseProgress("harvest") as shown:
@@ -228,7 +232,7 @@ def _begin(plan: Plan, folder: Path) -> Layout:
     content = save_tensors({"tokens": plan.tokens, "kept": plan.kept}, folder / TOKENS)
     body = {
         "format": 1,
-        "key": digest(plan.what),
+        "key": plan.key,
         "what": plan.what,
         "layout": asdict(plan.layout),
         "tokens": content,
@@ -272,14 +276,13 @@ def _fill(
     buffers = {
         name: torch.empty(most, *shape, dtype=DTYPES[layout.dtype]) for name, shape in layout.shapes.items()
     }
-    key = digest(plan.what)
     for shard in shards:
         report(f"shard {shard}", 0, None, {"cost": 1.0})
     for shard in shards:
         here = slice(*layout.rows_of(shard))
         _stream_into(model, plan.tokens[here], plan.kept[here], buffers, layout.batch_rows)
         items = int(counts[here].sum())
-        write_shard(folder, key, shard, {name: buffer[:items] for name, buffer in buffers.items()})
+        write_shard(folder, plan.key, shard, {name: buffer[:items] for name, buffer in buffers.items()})
         report(f"shard {shard}", 1, 1, {})
 
 

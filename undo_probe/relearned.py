@@ -69,8 +69,10 @@ def attack_statistics(run: Run, tables: dict[str, AttackTable], seed: int) -> li
             )
             readings.append(lacking)
         elif teacher is not None:
+            # of relearned accuracy at the last step
+            ends = (teacher[-1], "teacher"), (curves[floor][-1], "oracle")
             readings.append(
-                _robustness(arm, curves[arm.name][-1], teacher[-1], curves[floor][-1], families, seed)
+                _share_of_gap((arm, "robustness", "V"), curves[arm.name][-1], ends, families, seed)
             )
     return readings
 
@@ -92,20 +94,9 @@ def recovered_gaps(run: Run, tables: dict[str, AttackTable], seed: int) -> list[
             continue
         table = tables[arm.name]
         families, reached = table.families[core], table.cumulative_max(core)[-1, core]
-        ends = before[teacher], before[ANCHOR_1]
-        found = intervals.survival(reached, *ends, families, draws=0, seed=seed)
-        note = (
-            ""
-            if found.gate == "ok"
-            else f"teacher and original are {found.gap_in_se:.1f} standard errors apart"
-        )
-        readings.append(
-            Reading(
-                arm, "recovered_gap", "forget", f"step {table.steps[-1]}", None, finite(found.value),
-                finite(found.low), finite(found.high), len(reached), found.n_clusters or 0, "share of the gap",
-                gate=found.gate, note=note,
-            )
-        )  # fmt: skip
+        named = arm, "recovered_gap", f"step {table.steps[-1]}"
+        ends = (before[teacher], "teacher"), (before[ANCHOR_1], "original")
+        readings.append(_share_of_gap(named, reached, ends, families, seed))
     return readings
 
 
@@ -129,15 +120,25 @@ def _log_steps(
     )  # fmt: skip
 
 
-def _robustness(
-    arm: Arm, stage: np.ndarray, teacher: np.ndarray, oracle: np.ndarray, families: np.ndarray, seed: int
+def _share_of_gap(
+    named: tuple[Arm, str, str],
+    reached: np.ndarray,
+    ends: tuple[tuple[np.ndarray, str], tuple[np.ndarray, str]],
+    families: np.ndarray,
+    seed: int,
 ) -> Reading:
-    """(stage - teacher) / (matched oracle - teacher), unclipped, of relearned accuracy at the last step."""
-    found = intervals.survival(stage, teacher, oracle, families, draws=0, seed=seed)
-    note = "" if found.gate == "ok" else f"teacher and oracle are {found.gap_in_se:.1f} standard errors apart"
+    """Where scores a row lie between two ends, (value - first) / (second - first), unclipped; null where both are near.
+
+    ``named`` are arm, measure and subset; each end has its scores and what it is called.
+    """
+    (zero, low_name), (one, high_name) = ends
+    found = intervals.survival(reached, zero, one, families, draws=0, seed=seed)
+    apart = f"{low_name} and {high_name} are {found.gap_in_se:.1f} standard errors apart"
+    arm, measure, subset = named
     return Reading(
-        arm, "robustness", "forget", "V", None, finite(found.value), finite(found.low), finite(found.high),
-        len(stage), found.n_clusters or 0, "share of the gap", gate=found.gate, note=note,
+        arm, measure, "forget", subset, None, finite(found.value), finite(found.low), finite(found.high),
+        len(reached), found.n_clusters or 0, "share of the gap", gate=found.gate,
+        note="" if found.gate == "ok" else apart,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from undo_probe.randomness import derive_seed
 from undo_probe.records import Arm
 from undo_probe.store import Run, Store
 from undo_probe.subspace import Subspace
-from undo_probe.tasks import Task, build_task
+from undo_probe.tasks import Task, asked_task, build_task
 
 VERSION = 1
 GOLD = "oracle_matched"
@@ -218,7 +218,7 @@ def _root(run: Run, name: str) -> str:
 def _compared(arm: Arm, what: dict[str, Any], config: RunConfig, split_seed: int, store: Store) -> Compared:
     own, original, gold, *parents = what["parents"]
     models = [store.model(key) for key in parents]
-    task = build_task(config.task, split_seed)
+    task = build_task(asked_task(config), split_seed)
     taught = arm.stage == "distilled" and len(models) > 1
     return Compared(
         arm,

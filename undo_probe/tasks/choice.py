@@ -11,7 +11,6 @@ mixture is running text, as in the WMDP experiment of UNDO (arXiv 2506.06278), a
 that was unlearned.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -328,14 +327,6 @@ def _token_set(
     given = torch.arange(len(letters)) < torch.tensor(labels["options"].to_numpy(dtype=np.int64))[:, None]
     options = torch.where(given, torch.tensor(letters), -1)
     return TokenSet(name, tokens, mask, read, labels, options)
-
-
-def _content(part: TokenSet) -> str:
-    """Hash of a split's rows and families."""
-    found = hashlib.sha256("|".join(part.families).encode())
-    for tensor in (part.tokens, part.answer_mask, part.options):
-        found.update(b"" if tensor is None else tensor.numpy().tobytes())
-    return found.hexdigest()
 
 
 def _asked(parts: Sequence[TokenSet], redrawn: bool = False) -> Well:
