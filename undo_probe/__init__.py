@@ -21,6 +21,7 @@ _LAZY = {
     "score": "scorecard",
     # not "sweep": the module of that name would take its place on import
     "run_sweep": "sweep",
+    "audit": "auditing",
     "write_report": "report",
     "unlearn": "stages.calls",
     "noise": "stages.calls",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from undo_probe.activation_store import ActivationStore as ActivationStore
     from undo_probe.attacks.relearn import attack as attack
     from undo_probe.attacks.relearn import relearn as relearn
+    from undo_probe.auditing import audit as audit
     from undo_probe.errors import UndoProbeError as UndoProbeError
     from undo_probe.harvesting import harvest as harvest
     from undo_probe.interventions import ablate as ablate

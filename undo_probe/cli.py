@@ -146,6 +146,46 @@ def sweep(
 
 
 @app.command()
+def audit(
+    original: Annotated[
+        str, typer.Option(help="The model before: a folder or a hub id.", show_default=False)
+    ],
+    unlearned: Annotated[
+        list[str],
+        typer.Option(help="The model after, or NAME=MODEL; several times for several.", show_default=False),
+    ],
+    task: Annotated[str, typer.Option(help="A task, a preset or a settings file.", show_default=False)],
+    settings: Annotated[list[str] | None, typer.Argument(help="a.b=c overrides.", show_default=False)] = None,
+    oracle: Annotated[str, typer.Option(help="A model that was never shown the forget data.")] = "",
+    out: Annotated[Path, typer.Option(help="The audit's run folder.")] = Path("runs/audit"),
+    with_attack: Annotated[
+        bool, typer.Option("--attack", help="Relearn every model: trains copies.")
+    ] = False,
+    also: Annotated[list[str] | None, typer.Option(help="A measure beside the usual ones.")] = None,
+    workers: Workers = None,
+) -> None:
+    """Measure finished models: nothing is trained unless --attack is given."""
+    from undo_probe.auditing import audit as run_audit
+    from undo_probe.auditing import named_places
+
+    places, wanted = named_places(unlearned), also or ()
+    with _phase("audit") as phase:
+        run_audit(
+            original,
+            places,
+            task,
+            out,
+            *(settings or ()),
+            oracle=oracle,
+            attack=with_attack,
+            also=wanted,
+            workers=workers,
+            progress=phase.event,
+        )
+    typer.echo(f"report: {out / 'report.html'}")
+
+
+@app.command()
 def presets(name: Annotated[str | None, typer.Argument(help="Print this preset as JSON.")] = None) -> None:
     """List the presets, or print one."""
     from undo_probe.presets import PRESETS, preset

@@ -74,6 +74,20 @@ class OriginalConfig(FitConfig):
     revision: str = "main"
 
 
+class GivenConfig(Section):
+    """Finished models that a run only reads: ``unlearned`` by the names a reader shall see, and perhaps an ``oracle``.
+
+    Places are as in :class:`OriginalConfig`. The oracle is a model that was trained like the original, without what is
+    to be forgotten. Nothing is then unlearned, noised or distilled here, and the sections that say how are not looked
+    at.
+    """
+
+    unlearned: dict[
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_. ]*$")], Annotated[str, Field(min_length=1)]
+    ] = {}
+    oracle: str = ""
+
+
 class UnlearnFit(FitConfig):
     """What unlearning methods share: a short run at a constant rate, and the weight of the retain term."""
 
@@ -440,6 +454,7 @@ class RunConfig(Section):
     task: TaskConfig = ArithmeticConfig()
     model: ModelConfig = ModelConfig()
     original: OriginalConfig = OriginalConfig(steps=1500, batch_size=128, learning_rate=4e-3)
+    given: GivenConfig = GivenConfig()
     unlearn: UnlearnConfig = UnlearnConfig()
     noise: NoiseConfig = NoiseConfig()
     distill: DistillConfig = DistillConfig()
@@ -450,6 +465,14 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         self._check_room()
+        if self.given.unlearned and not self.original.source:
+            raise ValueError(
+                "given.unlearned needs the model that was unlearned: give original.source as well"
+            )
+        if self.given.oracle and not self.given.unlearned:
+            raise ValueError("given.oracle stands beside an unlearned model: give given.unlearned as well")
+        if self.given.unlearned:
+            return self  # what unlearning, noise and arms say is not looked at
         if self.original.source:
             self._check_arms()
         else:
@@ -457,6 +480,11 @@ class RunConfig(Section):
         for name, variation in self.arms.variations.items():
             self.varied(name, variation)
         return self
+
+    @property
+    def teacher(self) -> str:
+        """The method of the unlearned model that a run is about: the one that teaches, or the first that was given."""
+        return next(iter(self.given.unlearned), self.unlearn.method)
 
     def _check_room(self) -> None:
         """Refuses a few-shot attack on models that cannot read so much."""

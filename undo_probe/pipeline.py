@@ -17,7 +17,7 @@ from undo_probe.errors import UndoProbeError
 from undo_probe.files import FolderLock, digest, read_json, write_json
 from undo_probe.jobs import Job, default_workers, values_of
 from undo_probe.models import HookedTransformer
-from undo_probe.plan import QUICK, UNTIL, Step, plan
+from undo_probe.plan import QUICK, UNTIL, Step, places_of, plan
 from undo_probe.presets import differences, load_config
 from undo_probe.randomness import derive_seed
 from undo_probe.sources import check_places, described, find_source
@@ -108,7 +108,7 @@ def run_stage(
         parents = [store.model(parent) for parent in what["parents"]]
         task = build_task(asked_task(config), split_seed(config))
         folder = None if step.kind in QUICK else store.work(store.key(what))
-        where = {"report": report, "source": (config.original.source, config.original.revision)}
+        where = {"report": report, "source": places_of(config).get(step.arm.name, ("", ""))}
         device = resolve_device(config.device)
         context = Context(step.seed, device, config.precision, config.threads, folder, store.shared, **where)
         settings = {name: value for name, value in step.settings.items() if name != "precision"}
@@ -162,7 +162,7 @@ def recipe(config: RunConfig, until: str = "distilled") -> Recipe:
     """
     if until not in UNTIL:
         raise UndoProbeError(f"until is {until!r}: expected one of {', '.join(UNTIL)}")
-    if config.original.source:
+    if config.original.source and not config.given.unlearned:
         check_places(config, described(find_source(config.original.source, config.original.revision)))
     task = build_task(asked_task(config), split_seed(config))
     every = plan(config)
@@ -346,7 +346,7 @@ def _write_manifest(
             "fingerprint": task.fingerprint,
             "chance": task.chance(),
             "counts": _counts(task),
-            "words": task.words.to_dict(),
+            "words": replace(task.words, given=bool(config.given.unlearned)).to_dict(),
         },
         "arms": arms,
         "attacks": [a for a in old.get("attacks", []) if a["arm"] in same and a["key"] in store],

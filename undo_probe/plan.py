@@ -28,6 +28,8 @@ class Step:
 
 def plan(config: RunConfig) -> list[Step]:
     """Every model of a run, parents before children."""
+    if config.given.unlearned:
+        return _given(config)
     return [*_references(config), *_unlearned(config), *_students(config)]
 
 
@@ -41,6 +43,26 @@ def _step(
     return Step(
         arm, kind, {**settings, **trained}, seed, parents, arm.stage if arm.stage in UNTIL else "original"
     )
+
+
+def places_of(config: RunConfig) -> dict[str, tuple[str, str]]:
+    """Where the models lie that a run loads, with their revision, by the name of the arm."""
+    places = {"original": (config.original.source, config.original.revision)}
+    places |= {Arm("unlearned", name).name: (place, "main") for name, place in config.given.unlearned.items()}
+    if config.given.oracle:
+        places["oracle_matched"] = (config.given.oracle, "main")
+    return places
+
+
+def _given(config: RunConfig) -> list[Step]:
+    """Finished models only; a given oracle stands where a matched oracle stands otherwise."""
+    arms = [Arm("original"), *(Arm("unlearned", name) for name in config.given.unlearned)]
+    arms += [Arm("oracle_matched")] if config.given.oracle else []
+    places = places_of(config)
+    loaded = [
+        _step(config, arm, "load", {"source": identity(find_source(*places[arm.name]))}) for arm in arms
+    ]
+    return [*loaded, _step(config, Arm("random"), "fresh", {}, ("original",))]
 
 
 def _references(config: RunConfig) -> list[Step]:

@@ -109,7 +109,8 @@ class TaskWords(Record):
     ``forget`` and ``retain`` are phrases that can be the object of a sentence; ``read_at`` is the token at which the
     answer is read, ``read_mark`` how it is written; ``prompt`` is what the question's text gives away; ``family``
     and ``strata_note`` are sentences. ``scored`` says what an accuracy is where it is not a share of questions answered
-    exactly. The mappings give a name for each operation, stratum and probe target.
+    exactly. The mappings give a name for each operation, stratum and probe target. ``given`` says of a run that its
+    models came from elsewhere, so that no text tells how they were trained.
     """
 
     forget: str = "multiplication and division"
@@ -137,6 +138,7 @@ class TaskWords(Record):
         default_factory=lambda: {"first_digit": "first digit", "tens": "tens digit", "units": "units digit"}
     )
     scored: str = ""
+    given: bool = False
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def attack_statistics(run: Run, tables: dict[str, AttackTable], seed: int) -> li
     core = core_rows(run.task)
     curves = {name: table.cumulative_max(core)[:, core] for name, table in tables.items()}
     families = tables[floor].families[core]
-    teacher = curves.get(Arm("unlearned", run.config.unlearn.method).name)
+    teacher = curves.get(Arm("unlearned", run.config.teacher).name)
     low, high = curves[floor][-1].mean(), curves[ANCHOR_1][-1].mean()
     theta = float(low + 0.25 * (high - low))
     readings = []
@@ -83,7 +83,7 @@ def recovered_gaps(run: Run, tables: dict[str, AttackTable], seed: int) -> list[
     0 is what unlearning left, 1 is what the original knew; unclipped. The untrained model has a line too: that much
     comes of the attack's own teaching.
     """
-    teacher = Arm("unlearned", run.config.unlearn.method).name
+    teacher = Arm("unlearned", run.config.teacher).name
     if not {teacher, ANCHOR_1} <= set(tables):
         return []
     core = core_rows(run.task)

@@ -220,7 +220,7 @@ def _with_survival(
 def _compute_shares(run: Run) -> list[Reading]:
     """FLOPs from the original to each student over those of the oracle when it first met the same stop rule."""
     lines = {line["name"]: line for line in run.manifest["arms"]}
-    teacher = Arm("unlearned", run.config.unlearn.method).name
+    teacher = Arm("unlearned", run.config.teacher).name
     base, note = _oracle_flops(run, teacher) if "oracle" in lines else (None, WHY_NONE)
     readings = []
     for arm in run.arms:

@@ -291,7 +291,7 @@ class Run:
             and (alpha is None or arm.alpha == alpha)
         ]
         if stage == "unlearned" and not method:
-            found = [arm for arm in found if arm.method == self.config.unlearn.method]
+            found = [arm for arm in found if arm.method == self.config.teacher]
         if len(found) != 1:
             names = ", ".join(arm.name for arm in (found or self.arms))
             raise UndoProbeError(

@@ -1,6 +1,6 @@
 """What text calls a task's rows and scores: questions that are answered, or bits that are saved on running text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from undo_probe.records import TaskWords
 
@@ -56,6 +56,17 @@ TEXT = Said(
 )
 
 
+GIVEN = {
+    "silent": "given",
+    "never_told": "given, to stand for a model that never knew",
+    "drawn": "what its maker says",
+    "counts": "{n} rows{clusters}",
+    "matched": "a model that was given to stand for one that never knew",
+}
+"""Of models that came from elsewhere no sentence says what they met in training."""
+
+
 def said(words: TaskWords | None) -> Said:
     """How to speak of a task's rows; without words of its own it is arithmetic, which asks questions."""
-    return TEXT if words is not None and words.scored else QUESTIONS
+    found = TEXT if words is not None and words.scored else QUESTIONS
+    return replace(found, **GIVEN) if words is not None and words.given else found

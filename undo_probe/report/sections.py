@@ -82,12 +82,12 @@ def diagram(readings: "pd.DataFrame", words: TaskWords) -> Diagram | None:
         in_chain = arm.stage in chain and not arm.variant
         in_chain = in_chain and (arm.stage != "unlearned" or not main or arm.method == main)
         (chain if in_chain else beside)[place].append(arm)
-    anchored = any(arm.stage == "oracle_matched" for arm in arms)
+    trained = any(arm.stage == "oracle_matched" for arm in arms) and not words.given
     cards = {arm: _card(arm, [reading for reading in found if reading.arm == arm], words) for arm in arms}
     columns = tuple(
         Column(
             stage.capitalize(),
-            how.format(silent=speak.silent) if anchored or stage != "original" else "loaded, as it came",
+            how.format(silent=speak.silent) if stage != "original" or trained else "loaded, as it came",
             tuple(cards[arm] for arm in chain[stage]), below,
             tuple(_noted(cards[arm], arm, speak) for arm in beside[stage]),
         )

@@ -24,6 +24,7 @@ class Story:
     """What the verdict is made of, picked from the readings once."""
 
     teacher: Arm | None
+    unlearned: tuple[Arm, ...]
     students: tuple[Arm, ...]
     original: Arm | None
     matched: Arm | None
@@ -55,6 +56,7 @@ def story_of(readings: "pd.DataFrame", run: Mapping[str, Any]) -> Story:
     )
     return Story(
         teacher=teachers[0] if teachers else None,
+        unlearned=tuple(unlearned),
         students=tuple(students),
         original=next((arm for arm in arms if arm.stage == "original" and not arm.variant), None),
         matched=next((arm for arm in arms if arm.stage == "oracle_matched" and not arm.variant), None),

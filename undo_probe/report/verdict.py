@@ -1,7 +1,7 @@
 """The verdict in plain words: what was removed, what was only hidden, and how sure that is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from undo_probe.records import Arm, Reading
@@ -38,9 +38,7 @@ def verdict(
     if story.teacher is None or story.original is None:
         return Verdict("There is nothing to say yet: no unlearned model has been scored.")
     told = (
-        ("Suppressed", paragraphs.suppression(story)),
-        ("Attacked", paragraphs.hidden(readings, story)),
-        ("Without an oracle", recovered_gap(readings, story)),
+        *_by_teacher(readings, story),
         ("Noised and distilled", paragraphs.removed(story)),
         ("Attacked otherwise", otherwise(readings, story)),
         ("Inside", paragraphs.inside(readings, story, str(card.get("inner_layer") or ""))),
@@ -51,6 +49,22 @@ def verdict(
     kept = tuple((lead, text) for lead, text in told if text)
     headline = recovered_headline(readings, story) if story.matched is None else ""
     return Verdict(headline or _headline(story), kept, tuple(_limits(story, run or {})))
+
+
+def _by_teacher(readings: "pd.DataFrame", story: Story) -> Sequence[tuple[str, str]]:
+    """What unlearning did; of finished models that were given, for each of them."""
+    if not story.words.given or len(story.unlearned) < 2:
+        return (
+            ("Suppressed", paragraphs.suppression(story)),
+            ("Attacked", paragraphs.hidden(readings, story)),
+            ("Without an oracle", recovered_gap(readings, story)),
+        )
+    found = []
+    for arm in story.unlearned:
+        own = replace(story, teacher=arm)
+        parts = (paragraphs.suppression(own), paragraphs.hidden(readings, own), recovered_gap(readings, own))
+        found.append((arm.label, " ".join(part for part in parts if part)))
+    return found
 
 
 def _headline(story: Story) -> str:
@@ -104,6 +118,13 @@ def _limits(story: Story, run: Mapping[str, Any]) -> Sequence[str]:
         f"This is one run{which}, and one seed is one model: an interval says how sure a figure is for the models of "
         "this run, over families, and not how the method would do with another seed."
     ]
+    if story.words.given:
+        oracle = (
+            " The oracle that was given stands where a matched oracle does elsewhere."
+            if story.matched
+            else ""
+        )
+        found.append(f"The models were given: nothing is known here of how they were trained.{oracle}")
     if story.relearned:
         found.append(
             "“Removed” means that this attack and linear probes found nothing beyond the matched oracle; "

@@ -25,7 +25,7 @@ def fresh(task: Task, shape: ModelConfig | HookedTransformer, context: Context) 
 
 
 def load(task: Task, context: Context) -> StageResult:
-    """The original from ``context.source``.
+    """A finished model from ``context.source``.
 
     Raises:
         UndoProbeError: it cannot be read, or does not fit the task's tokens and rows.
@@ -36,12 +36,12 @@ def load(task: Task, context: Context) -> StageResult:
     fits = task.d_vocab <= model.cfg.d_vocab if task.name == "choice" else task.d_vocab == model.cfg.d_vocab
     if not fits:
         raise UndoProbeError(
-            f"the model of original.source reads {model.cfg.d_vocab} tokens, the task {task.name} has {task.d_vocab}: "
+            f"the model of {place} reads {model.cfg.d_vocab} tokens, the task {task.name} has {task.d_vocab}: "
             "take a model that was trained on this task, or task.name=choice with the model's own tokenizer"
         )
     if task.n_ctx > model.cfg.n_ctx:
         raise UndoProbeError(
-            f"a row of the task has {task.n_ctx} tokens, but the model of original.source reads {model.cfg.n_ctx} at "
+            f"a row of the task has {task.n_ctx} tokens, but the model of {place} reads {model.cfg.n_ctx} at "
             "most: lower task.n_ctx"
         )
     return StageResult(model, stopped=f"loaded {Path(place).name}")
