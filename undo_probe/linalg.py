@@ -14,6 +14,10 @@ from torch import Tensor
 
 from undo_probe.errors import UndoProbeError
 
+WIDE, LANCZOS_SHARE = 768, 16
+"""From this width on, and for at most this part of it, single components are cheaper than all of them."""
+LANCZOS_STEPS, RESTARTS, CONVERGED = 10, 12, 1e-9
+"""Products of the matrix before a restart, and restarts before giving up; what may be left, of the largest value."""
 DEPENDENT = 1e-10
 """A vector whose part outside the span of the earlier ones is below this share of its norm adds nothing."""
 
@@ -79,12 +83,20 @@ class PCA:
     def basis_with_mean(self) -> Float[Tensor, "d_model joined"]:
         """The mean direction first, then the components orthogonal to it (joined by QR).
 
-        Where the mean lies in their span already (or is zero) this is the components' own basis.
+        Where the mean lies in their span already (or is zero up to rounding) this is the components' own basis.
         """
         norm = self.mean.norm()
-        if norm == 0 or project_out(self.mean / norm, self.basis).norm() < 1e-7:
+        if is_rounding(norm, self.total_variance) or project_out(self.mean / norm, self.basis).norm() < 1e-7:
             return self.basis
         return orthonormal_basis(torch.cat([self.mean[:, None], self.basis], dim=1))
+
+
+def is_rounding(norm: Float[Tensor, ""], total_variance: float) -> bool:
+    """Whether a mean of this norm has no direction but that of its rounding errors.
+
+    Gradients at an attention's keys are an example: they sum to zero, for a constant added to all keys changes nothing.
+    """
+    return float(norm) <= torch.finfo(norm.dtype).eps ** 0.75 * total_variance**0.5
 
 
 class StreamedPCA:
@@ -112,19 +124,22 @@ class StreamedPCA:
         rows = rows.to(self._scatter)
         mean = rows.mean(0)
         centred = rows - mean
-        self._merge(len(rows), mean, centred.T @ centred)
+        self._scatter.addmm_(centred.T, centred)
+        self._shift(len(rows), mean)
         return self
 
     def merge(self, other: "StreamedPCA") -> "StreamedPCA":
         """Takes in all that another one has seen."""
         if other.n:
-            self._merge(other.n, other.mean.to(self.mean), other._scatter.to(self._scatter))
+            self._scatter += other._scatter.to(self._scatter)
+            self._shift(other.n, other.mean.to(self.mean))
         return self
 
-    def _merge(self, n: int, mean: Tensor, scatter: Tensor) -> None:
+    def _shift(self, n: int, mean: Tensor) -> None:
+        """Moves the mean towards that of ``n`` more vectors, whose scatter about their own mean is in already."""
         total = self.n + n
         step = mean - self.mean
-        self._scatter = self._scatter + scatter + torch.outer(step, step) * (self.n * n / total)
+        self._scatter.addr_(step, step, alpha=self.n * n / total)
         self.mean = self.mean + step * (n / total)
         self.n = total
 
@@ -135,24 +150,63 @@ class StreamedPCA:
         return self._scatter / (self.n - 1)
 
     def components(self, k: int) -> PCA:
-        """The ``k`` leading principal components.
+        """The ``k`` leading principal components, by Lanczos' method where they are few in a wide space.
 
         Raises:
             UndoProbeError: fewer than ``k`` directions carry variance.
         """
-        values, vectors = torch.linalg.eigh(self.covariance().double())
-        values, vectors = values.flip(0), vectors.flip(1)
-        floor = values[0].clamp_min(0) * len(values) * torch.finfo(values.dtype).eps
+        covariance = self.covariance().double()
+        width, total = len(covariance), float(covariance.diagonal().clamp_min(0).sum())
+        few = width >= WIDE and LANCZOS_SHARE * k <= width and k < self.n
+        values, vectors = _leading(covariance, k) if few else _all(covariance)
+        floor = values[0].clamp_min(0) * width * torch.finfo(values.dtype).eps
         rank = int((values > floor).sum())
         if not 1 <= k <= rank:
+            found = rank if rank < len(values) or not few else f"{rank} or more"
             raise UndoProbeError(
-                f"asked for {k} principal components: {self.n} vectors of width {len(values)} have {rank}"
+                f"asked for {k} principal components: {self.n} vectors of width {width} have {found}"
             )
         vectors = vectors[:, :k]
         # Fixed signs, so that equal data gives equal numbers: the largest entry is positive.
         signs = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
         kept = (vectors * signs).to(self.mean.dtype)
-        return PCA(self.mean, kept, values[:k].to(self.mean.dtype), float(values.clamp_min(0).sum()), self.n)
+        return PCA(self.mean, kept, values[:k].to(self.mean.dtype), total, self.n)
+
+
+def _all(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(covariance)
+    return values.flip(0), vectors.flip(1)
+
+
+def _leading(covariance: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` largest eigenvalues with their vectors: block Lanczos, restarted from what it found.
+
+    Rayleigh-Ritz in the span of ``X, AX, ..., A^s X`` (Golub and Underwood 1977) with more columns in X than are
+    wanted: a block of products costs little more than one, and converges by the gap behind the block.
+    """
+    width, block = len(covariance), k + max(10, k // 2)
+    # a fixed start, so that equal data gives equal numbers; of no particular direction
+    start = np.random.default_rng(0).standard_normal((width, block))
+    front = torch.linalg.qr(torch.from_numpy(start).to(covariance)).Q
+    for _ in range(RESTARTS):
+        basis, products = front, covariance @ front
+        newest = products
+        while basis.shape[1] + block <= min(width, LANCZOS_STEPS * block):
+            for _again in range(2):  # once leaves rounding behind
+                newest = newest - basis @ (basis.T @ newest)
+            newest = torch.linalg.qr(newest).Q
+            basis = torch.cat([basis, newest], dim=1)
+            newest = covariance @ newest
+            products = torch.cat([products, newest], dim=1)
+        inner = basis.T @ products
+        values, turn = torch.linalg.eigh((inner + inner.T) / 2)
+        values, turn = values.flip(0)[:block], turn.flip(1)[:, :block]
+        front = basis @ turn
+        left = products @ turn[:, :k] - front[:, :k] * values[:k]
+        if float(left.norm(dim=0).max()) <= CONVERGED * float(values[0]):
+            return values[:k], front[:, :k]
+        front = torch.linalg.qr(front).Q
+    return _all(covariance)
 
 
 def principal_angles(
