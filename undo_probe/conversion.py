@@ -178,7 +178,7 @@ def _fitting(model: Any, shape: Shape, family: str) -> dict[str, Tensor]:
 
 
 def _unembedding_bias_in_final_norm(model: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Moves the unembedding's bias, which GPT-2 has not, into the final norm's, which has room if it is as wide."""
+    """Moves the unembedding's bias, which GPT-2 has not, into the final norm's, where the states are wide enough."""
     bias, name = values["unembed.b_U"], "ln_final.b"
     if not bias.any():
         return values
@@ -187,7 +187,11 @@ def _unembedding_bias_in_final_norm(model: Any, values: dict[str, Tensor]) -> di
     moved = (values[name].double() + shift).to(bias.dtype)
     left = (reading @ (moved.double() - values[name].double()) - bias.double()).abs().max()
     if float(left) > 1e-5 * max(1.0, float(bias.abs().max())):
-        return values  # and be refused: too many tokens for the width
+        raise UndoProbeError(
+            "no Hugging Face family holds this model exactly: its unembed.b_U is not zero, GPT-2 has no such bias, "
+            f"and the final norm's carries it only for fewer tokens ({len(bias)}) than a state has numbers "
+            f"({model.cfg.d_model})"
+        )
     return {**values, name: moved, "unembed.b_U": torch.zeros_like(bias)}
 
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -222,7 +222,7 @@ def save_model(
     model: HookedTransformer,
     folder: str | Path,
     *,
-    format: Literal["undo_probe", "huggingface"] = "undo_probe",
+    format: str = "undo_probe",
     source: str | Source | None = None,
 ) -> str:
     """Writes a model, for :func:`load_model`; in the Hugging Face format for transformers too.

@@ -5,9 +5,11 @@ What the weights become is models.py's affair; here is only what can be known be
 
 import contextlib
 import importlib.util
+import mmap
 import os
 import re
 import shutil
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -207,7 +209,19 @@ def _read(source: Source, kind: Any, **options: Any) -> Any:
         )
     path = Path(source.place)
     with _reading(source):
+        _refuse_scaled_positions(path)
         return kind.from_pretrained(str(path.parent), gguf_file=path.name, **options)
+
+
+def _refuse_scaled_positions(path: Path) -> None:
+    """Transformers reads neither form in which a GGUF file scales rotary positions, and says nothing."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for name in (b"rope_freqs.weight", b".rope.scaling."):
+            if content.find(name) >= 0:
+                raise UndoProbeError(
+                    f"{path} scales its rotary positions ({name.decode().strip('.')}), which is not read from GGUF "
+                    "files: take the model's Hugging Face folder"
+                )
 
 
 @contextlib.contextmanager
@@ -230,7 +244,7 @@ def _reading(source: Source) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, struct.error) as error:
         if isinstance(error, UndoProbeError):
             raise
         first = str(error).strip().split("\n")[0][:300]
