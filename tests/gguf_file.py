@@ -24,8 +24,8 @@ def interleaved(weight: Tensor, heads: int) -> Tensor:
     return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
 
 
-def write(theirs: Any, path: Path, scaled: float | None = None) -> Path:
-    """A transformers Llama as a GGUF file in float32, without a tokenizer; ``scaled`` stretches its positions."""
+def write(theirs: Any, path: Path, scaled: float | None = None, tokenizer: bool = False) -> Path:
+    """A transformers Llama as a GGUF file in float32; ``scaled`` stretches its positions."""
     import gguf
 
     config = theirs.config
@@ -42,6 +42,15 @@ def write(theirs: Any, path: Path, scaled: float | None = None) -> Path:
     out.add_name("small")
     if scaled is not None:
         out.add_rope_scaling_factor(scaled)
+    if tokenizer:
+        tokens = [chr(code) for code in range(33, 127)]
+        merged = [one + two for one in "abcdefghi" for two in "abcdefghijklm"]
+        out.add_tokenizer_model("gpt2")
+        out.add_token_list([*tokens, *merged])
+        out.add_token_merges([f"{pair[0]} {pair[1]}" for pair in merged])
+        out.add_token_types([gguf.TokenType.NORMAL] * config.vocab_size)
+        out.add_bos_token_id(0)
+        out.add_eos_token_id(1)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     tensors = {"token_embd": theirs.model.embed_tokens, "output_norm": theirs.model.norm}
     if not config.tie_word_embeddings:

@@ -15,7 +15,7 @@ from undo_probe.store import Run
 
 
 def test_an_arm_by_its_name_or_its_label(attacked: Run, tmp_path: Path) -> None:
-    arm = attacked.arm("unlearned")
+    arm = attacked.arm("random")
     said = export(attacked.folder, tmp_path / "name", arm=arm.name)
     assert said == f"{arm.label}, without a tokenizer: {tmp_path / 'name'}"
     export(attacked.folder, tmp_path / "label", arm=arm.label.lower())
@@ -24,6 +24,13 @@ def test_an_arm_by_its_name_or_its_label(attacked: Run, tmp_path: Path) -> None:
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "name")(rows).logits
     torch.testing.assert_close(theirs, tiny.logits(attacked.load(arm), rows), atol=1e-4, rtol=1e-5)
+
+
+def test_a_model_that_no_family_holds_is_refused(attacked: Run, tmp_path: Path) -> None:
+    """17 tokens, and states of 16 numbers: GPT-2 has nowhere to put the trained bias of the unembedding."""
+    with pytest.raises(UndoProbeError, match="no Hugging Face family holds this model exactly"):
+        export(attacked.folder, tmp_path / "out", arm="Original")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,10 @@ def convert(folder: Path | None = None) -> Path:
         return folder
     if (folder / _RECORD).is_file():  # ours, but of another package or damaged
         shutil.rmtree(folder)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UndoProbeError(
+            f"{folder} holds something else: remove it, or name another in UNDO_PROBE_SMOLLM"
+        )
     source = Source("gguf", str(packed))
     with atomic_folder(folder, keep_existing=True) as target, quiet():
         huggingface_model(source).save_pretrained(target)
