@@ -74,11 +74,15 @@ def test_help_lists_every_command(call: Call) -> None:
     said = call("--help")
     assert said.code == 0
     commands = re.findall(r"^  ([a-z]+)  ", said.out, flags=re.MULTILINE)
-    assert {"run", "attack", "score", "report", "show", "sweep", "presets", "store"} <= set(commands)
+    assert {"run", "attack", "score", "report", "show", "export", "sweep", "presets", "store"} <= set(
+        commands
+    )
     assert {"list", "prune"} <= set(re.findall(r"^  ([a-z]+)  ", call("store", "--help").out, re.MULTILINE))
 
 
-@pytest.mark.parametrize("command", ["run", "attack", "score", "report", "show", "sweep", "presets"])
+@pytest.mark.parametrize(
+    "command", ["run", "attack", "score", "report", "show", "export", "sweep", "presets"]
+)
 def test_every_command_explains_itself(command: str, call: Call) -> None:
     said = call(command, "--help")
     assert said.code == 0
