@@ -120,6 +120,15 @@ def test_show_prints_every_arm_and_why_it_stopped(call: Call, folder: Path, atta
     assert "all 6 steps done" in said.out
 
 
+def test_export_writes_one_arm_for_transformers(call: Call, attacked: Run, tmp_path: Path) -> None:
+    said = call("export", attacked.folder, tmp_path / "out", "--arm", "Random")
+    assert (said.code, said.out) == (0, f"Random, without a tokenizer: {tmp_path / 'out'}\n")
+    assert json.loads((tmp_path / "out/config.json").read_text())["model_type"] == "gpt2"
+    assert_users_mistake(
+        call("export", attacked.folder, tmp_path / "more", "--arm", "Nobody"), "original (Original)"
+    )
+
+
 def test_attacking_a_finished_run_again_has_nothing_to_do(call: Call, folder: Path) -> None:
     said = call("attack", folder, "--workers", "1")
     assert (said.code, said.out) == (0, "")
