@@ -23,7 +23,7 @@ from undo_probe.training import Context, fit
 
 ROWS = torch.randint(211, (3, 40), generator=torch.Generator().manual_seed(0))
 # one of each kind of table; the others only repeat its parts
-QUICK = ("llama tied", "gemma2", "gpt2")
+QUICK = ("llama tied", "gemma2")
 STYLES = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in huggingface.STYLES
 ]
