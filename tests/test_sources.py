@@ -147,7 +147,9 @@ def test_a_source_is_named_by_its_content(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["no/such/folder", "./nowhere", "two words"])
 def test_a_place_that_holds_no_model_is_named(place: str) -> None:
-    with pytest.raises(UndoProbeError, match=r"is no folder: expected what .* an id on the Hugging Face hub"):
+    with pytest.raises(
+        UndoProbeError, match=r"is no folder and no GGUF file: expected what .* an id on the Hugging Face hub"
+    ):
         load_model(place)
 
 

@@ -122,6 +122,23 @@ def show(folder: Folder) -> None:
 
 
 @app.command()
+def export(
+    place: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Where the model goes.", show_default=False)],
+    arm: Annotated[
+        str, typer.Option(help="Which model of a run: UNDO 0.4, or distilled-maxent-0.4.", show_default=False)
+    ] = "",
+    source: Annotated[
+        str | None, typer.Option(help="The Hugging Face model it came from, if the run does not say.")
+    ] = None,
+) -> None:
+    """Write a model as a folder that transformers loads."""
+    from undo_probe.export import export as write
+
+    typer.echo(write(place, folder, arm=arm, source=source))
+
+
+@app.command()
 def sweep(
     file: Annotated[
         Path, typer.Argument(help="A TOML or JSON file: a base, a grid, how far.", show_default=False)

@@ -65,9 +65,10 @@ class FitConfig(Section):
 class OriginalConfig(FitConfig):
     """How the original is trained; or ``source``, which it is loaded from.
 
-    A source is a folder that ``save_model`` of undo_probe or ``save_pretrained`` of transformers wrote, or an id on the
-    Hugging Face hub with its ``revision``. The shape is then the source's, the section ``model`` is not looked at, and
-    nothing is trained here; a run has no oracles, for nobody has the data that the source was trained on.
+    A source is a folder that ``save_model`` of undo_probe or ``save_pretrained`` of transformers wrote, a GGUF file, an
+    id on the Hugging Face hub with its ``revision``, or ``smollm`` (see ``make smollm``). The shape is then the
+    source's, the section ``model`` is not looked at, and nothing is trained here; a run has no oracles, for nobody has
+    the data that the source was trained on.
     """
 
     source: str = ""

@@ -5,13 +5,21 @@ refused by name; that the rest is exact is checked on the loaded weights (see :f
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from undo_probe.errors import UndoProbeError
 
 Settings = Mapping[str, Any]
 """A configuration as its library gives it: every setting, defaults included."""
+FIELDS = (
+    "n_layers d_model n_ctx d_head n_heads d_mlp d_vocab act_fn normalization_type final_rms eps "
+    "positional_embedding_type gated_mlp n_key_value_heads rotary_dim rotary_base use_attn_scale attn_scale "
+    "initializer_range init_mode parallel_attn_mlp output_logits_soft_cap attn_scores_soft_cap "
+    "use_qk_norm use_local_attn window_size attn_types use_normalization_before_and_after use_NTK_by_parts_rope "
+    "NTK_by_parts_low_freq_factor NTK_by_parts_high_freq_factor NTK_by_parts_factor NTK_original_ctx_len"
+).split()
+"""The fields of ``HookedTransformerConfig`` that decide what a model is."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +27,15 @@ class Shape:
     """A model without its weights.
 
     ``fields`` are those of ``HookedTransformerConfig``. ``tied`` says that the unembedding is the embedding,
-    transposed; ``embed_scale`` multiplies what is looked up; ``converter`` is the library's function for the weights.
+    transposed; ``embed_scale`` multiplies what is looked up; ``converter`` is the library's function for the weights;
+    ``gains`` names, norm by norm of a block, the family's own whose gains it stores less one.
     """
 
     fields: dict[str, Any]
     tied: bool = False
     embed_scale: float = 1.0
     converter: str = ""
+    gains: Mapping[str, str] = field(default_factory=dict)
 
     def resized(self, **fields: Any) -> "Shape":
         """The same with some fields changed."""
@@ -126,11 +136,20 @@ def _qwen3(config: Settings) -> Shape:
 def _gemma(config: Settings) -> Shape:
     _refuse(config, "attention_bias")
     scale = float(config["hidden_size"]) ** 0.5
-    return Shape(_common(config), embed_scale=scale, converter="convert_gemma_weights")
+    gains = {"ln1": "input_layernorm", "ln2": "post_attention_layernorm"}
+    return Shape(_common(config), embed_scale=scale, converter="convert_gemma_weights", gains=gains)
+
+
+_GEMMA2_GAINS = {
+    "ln1": "input_layernorm",
+    "ln1_post": "post_attention_layernorm",
+    "ln2": "pre_feedforward_layernorm",
+    "ln2_post": "post_feedforward_layernorm",
+}
 
 
 def _gemma2(config: Settings) -> Shape:
-    plain = _gemma(config)
+    plain = replace(_gemma(config), gains=_GEMMA2_GAINS)
     return plain.resized(
         **_windows(config),
         act_fn=config["hidden_activation"],
@@ -158,6 +177,27 @@ def _gpt2(config: Settings) -> Shape:
         "initializer_range": config["initializer_range"],
     }
     return Shape(fields, converter="convert_gpt2_weights")
+
+
+def gpt2_settings(fields: Any, tied: bool) -> dict[str, Any]:
+    """The GPT-2 configuration nearest to a ``HookedTransformerConfig``: the inverse of what is read from one."""
+    return {
+        "model_type": "gpt2",
+        "n_layer": fields.n_layers,
+        "n_embd": fields.d_model,
+        "n_head": fields.n_heads,
+        "n_inner": fields.d_mlp,
+        "vocab_size": fields.d_vocab,
+        "n_positions": fields.n_ctx,
+        "layer_norm_epsilon": fields.eps,
+        "activation_function": fields.act_fn,
+        "scale_attn_weights": fields.use_attn_scale,
+        "initializer_range": abs(fields.initializer_range),
+        "tie_word_embeddings": tied,
+        # the family's own lie outside a small vocabulary
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
 
 
 def _neox(config: Settings) -> Shape:

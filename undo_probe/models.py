@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from undo_probe import conversion
 from undo_probe.config import ModelConfig
 from undo_probe.errors import UndoProbeError
-from undo_probe.families import Shape
+from undo_probe.families import FIELDS, Shape
 from undo_probe.files import atomic_folder, digest, read_json, write_json
 from undo_probe.fused import fuse
 from undo_probe.randomness import derive_seed
@@ -54,13 +55,7 @@ __all__ = [
 ]
 
 _WEIGHTS = "model.safetensors"
-_CONFIG_FIELDS = (
-    "n_layers d_model n_ctx d_head n_heads d_mlp d_vocab act_fn normalization_type final_rms eps "
-    "positional_embedding_type gated_mlp n_key_value_heads rotary_dim rotary_base use_attn_scale attn_scale "
-    "initializer_range init_mode parallel_attn_mlp output_logits_soft_cap attn_scores_soft_cap "
-    "use_qk_norm use_local_attn window_size attn_types use_normalization_before_and_after use_NTK_by_parts_rope "
-    "NTK_by_parts_low_freq_factor NTK_by_parts_high_freq_factor NTK_by_parts_factor NTK_original_ctx_len"
-).split()
+_GAINS = "gains.safetensors"
 
 
 @contextlib.contextmanager
@@ -130,7 +125,8 @@ def from_shape(shape: Shape, seed: int = 0) -> HookedTransformer:
 
 
 def _alike(copy: HookedTransformer, model: HookedTransformer) -> None:
-    """Gives a model of the same shape the other's ties, scale and frozen parameters."""
+    """Gives a model of the same shape the other's ties, scale, frozen parameters and origin."""
+    conversion.remember(copy, conversion.origin_of(model))
     scale_embedding(copy, scale_of(model))
     tie(copy, ties(model))
     source = dict(model.named_parameters())
@@ -222,14 +218,38 @@ def load_tensors(path: Path, expected: str) -> dict[str, Tensor]:
     return found
 
 
-def save_model(model: HookedTransformer, folder: str | Path) -> str:
-    """Writes ``model.safetensors`` and ``model.json`` (shape, ties, frozen parameters, content hash).
+def save_model(
+    model: HookedTransformer,
+    folder: str | Path,
+    *,
+    format: str = "undo_probe",
+    source: str | Source | None = None,
+) -> str:
+    """Writes a model, for :func:`load_model`; in the Hugging Face format for transformers too.
+
+    Args:
+        model: what to write.
+        folder: where to; nothing may be there yet.
+        format: ``undo_probe``: ``model.safetensors`` and ``model.json`` (shape, ties, frozen parameters, content
+            hash, and the Hugging Face configuration of a loaded model); ``huggingface``: as ``save_pretrained``
+            does. Weights that have not changed since they were loaded are those of the source, bit for bit.
+        source: of ``huggingface``: the model whose tokenizer lies beside, and whose configuration a checkpoint
+            without one is written with; by default what the model was loaded from, until it is saved.
 
     Returns:
         The content hash.
+
+    Raises:
+        UndoProbeError: no family holds the model exactly; the text says what does not fit.
     """
+    if format not in ("undo_probe", "huggingface"):
+        raise UndoProbeError(f"format is {format!r}: expected undo_probe or huggingface")
+    found = find_source(source) if isinstance(source, str) else source
     with atomic_folder(folder) as target:
-        return save_into(model, target)
+        if format == "undo_probe":
+            return save_into(model, target)
+        conversion.write(model, target, _converted, found)
+    return content_hash(model)
 
 
 def save_into(model: HookedTransformer, folder: Path) -> str:
@@ -237,12 +257,17 @@ def save_into(model: HookedTransformer, folder: Path) -> str:
     content = save_tensors(weights(model), folder / _WEIGHTS)
     meta = {
         "format": 1,
-        "config": {name: getattr(model.cfg, name) for name in _CONFIG_FIELDS},
+        "config": {name: getattr(model.cfg, name) for name in FIELDS},
         "ties": ties(model),
         "embed_scale": scale_of(model),
         "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
         "content": content,
     }
+    origin = conversion.origin_of(model)
+    if origin is not None:
+        meta["huggingface"] = origin.config
+        if origin.gains:
+            meta["gains"] = save_tensors(dict(origin.gains), folder / _GAINS)
     write_json(folder / META, {**meta, "digest": digest(meta)})
     return content
 
@@ -258,7 +283,7 @@ def load_model(
     """A model with its raw weights: what :func:`save_model` wrote, bit for bit, or one of Hugging Face, in float32.
 
     Args:
-        source: a folder of either, or an id on the Hugging Face hub.
+        source: a folder of either, a GGUF file, an id on the Hugging Face hub, or ``smollm`` (see ``make smollm``).
         device: where the model is put.
         expected: the content hash the caller knows, of what :func:`save_model` wrote; another model is refused.
         revision: of a hub id.
@@ -294,54 +319,28 @@ def _load_own(folder: Path, expected: str | None) -> HookedTransformer:
         for name, parameter in own.items():
             parameter.data = found[name].clone()
             parameter.requires_grad_(name not in meta["frozen"])
+    if "huggingface" in meta:
+        gains = load_tensors(folder / _GAINS, meta["gains"]) if "gains" in meta else {}
+        conversion.remember(model, conversion.Origin(meta["huggingface"], gains))
     return model
 
 
 def _convert(source: Source, n_ctx: int | None) -> HookedTransformer:
-    """A Hugging Face model as a HookedTransformer that computes the same.
-
-    Nothing is folded or centred, an embedding that is also the unembedding stays one tensor, and biases that the
-    family does not have stay frozen at zero: trained, they could not be written back.
-    """
-    from transformer_lens.pretrained import weight_conversions
-
+    """A Hugging Face model as a HookedTransformer that computes the same, with its ties."""
     theirs = huggingface_model(source)
     shape = shape_from(theirs.config, source)
     if n_ctx is not None and shape.fields.get("positional_embedding_type") == "rotary":
         shape = shape.resized(n_ctx=min(n_ctx, shape.fields["n_ctx"]))
     model = from_shape(shape)
-    found = getattr(weight_conversions, shape.converter)(theirs, model.cfg)
-    found["embed.W_E"] = theirs.get_input_embeddings().weight  # without the scale
-    family = {parameter.untyped_storage().data_ptr() for parameter in theirs.parameters()}
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            given = found.get(name)
-            bias = name.rpartition(".")[2].startswith(("b_", "_b_"))
-            made_up = bias and (given is None or given.untyped_storage().data_ptr() not in family)
-            parameter.requires_grad_(not made_up)
-            if made_up:
-                parameter.zero_()
-            elif given is None or given.shape != parameter.shape:
-                raise UndoProbeError(
-                    f"{source.place} has no weight that fits {name} {tuple(parameter.shape)}"
-                )
-            else:
-                parameter.copy_(given)
-    _check_same(model, theirs, source)
+    conversion.take(model, theirs, shape, _converted, source)
     return model
 
 
-def _check_same(model: HookedTransformer, theirs: Any, source: Source) -> None:
-    """Compares the two on a few tokens: a setting that nobody thought of would show here."""
-    tokens = torch.arange(min(16, model.cfg.n_ctx))[None] * 97 % model.cfg.d_vocab
-    with torch.no_grad():
-        wanted, got = theirs.eval()(tokens).logits, model(tokens, return_type="logits")
-    apart = float((wanted - got).abs().max() / wanted.abs().max().clamp_min(1.0))
-    if not apart < 1e-3:
-        raise UndoProbeError(
-            f"{source.place} is not converted exactly: on a few tokens its logits and ours differ by {apart:.2g} of "
-            "the largest. Some setting of it is not supported."
-        )
+def _converted(converter: str, theirs: Any, shape: HookedTransformerConfig) -> dict[str, Tensor]:
+    """The library's table of a family: our names, and its weights as we have them."""
+    from transformer_lens.pretrained import weight_conversions
+
+    return getattr(weight_conversions, converter)(theirs, shape)
 
 
 def _check_meta(meta: dict[str, Any], path: Path) -> None:
