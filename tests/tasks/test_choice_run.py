@@ -16,6 +16,7 @@ from undo_probe.attacks.relearn import attack_tables, core_rows
 from undo_probe.errors import UndoProbeError
 from undo_probe.estimate import estimate
 from undo_probe.evaluation import option_scores
+from undo_probe.export import export
 from undo_probe.models import content_hash, load_model, save_model, ties
 from undo_probe.pipeline import recipe, split_seed
 from undo_probe.presets import preset
@@ -90,6 +91,16 @@ def test_what_the_family_lacks_stays_at_zero_and_what_is_tied_stays_tied(run: An
         )  # queries, keys, values, outputs, and both sides of the MLP; the unembedding
         assert not any(p.any() for p in frozen), arm.name
         assert ties(model) == [("embed.W_E", "unembed.W_U")]
+
+
+def test_a_student_is_exported_in_the_form_of_the_source_with_its_tokenizer(
+    run: Any, place: Path, tmp_path: Path
+) -> None:
+    export(run.folder, tmp_path / "out", arm="UNDO 0.3")
+    student = run.model("distilled", alpha=0.3, variant="")
+    assert content_hash(load_model(tmp_path / "out")) == content_hash(student)
+    for name in ("config.json", "tokenizer.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (place / "model" / name).read_bytes()
 
 
 def test_unlearning_hides_what_the_model_knew_and_the_attack_brings_it_back(run: Any, readings: Any) -> None:
