@@ -1,7 +1,7 @@
 """Whole families dealt into splits."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from undo_probe.randomness import derive_seed
 from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS
 
 
+@runtime_checkable
 class Member(Protocol):
     """What is dealt: anything that belongs to a family."""
 

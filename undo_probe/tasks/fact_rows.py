@@ -45,15 +45,16 @@ def redrawn(one: Asked) -> Iterator[Asked]:
 
 def token_set(name: str, asked: Sequence[Asked], n_ctx: int, pad: int, most: tuple[int, int]) -> TokenSet:
     """Rows of prompt, answer and filling."""
-    tokens = torch.full((len(asked), n_ctx), pad, dtype=torch.int64)
-    mask = torch.zeros(tokens.shape, dtype=torch.bool)
-    options = torch.full((len(asked), *most), -1, dtype=torch.int64)
-    for row, one in enumerate(asked):
-        start, right = len(one.prompt), one.options[one.answer]
-        tokens[row, : start + len(right)] = torch.tensor([*one.prompt, *right])
-        mask[row, start : start + len(right)] = True
-        for at, option in enumerate(one.options):
-            options[row, at, : len(option)] = torch.tensor(option)
+    rows, options = [], []
+    for one in asked:
+        row = [*one.prompt, *one.options[one.answer]]
+        rows.append([*row, *[pad] * (n_ctx - len(row))])
+        filled = [[*option, *[-1] * (most[1] - len(option))] for option in one.options]
+        options.append(filled + [[-1] * most[1]] * (most[0] - len(filled)))
+    first = torch.tensor([len(one.prompt) for one in asked])
+    count = torch.tensor([len(one.options[one.answer]) for one in asked])
+    place = torch.arange(n_ctx)
+    mask = (place >= first[:, None]) & (place < (first + count)[:, None])
     labels = pd.DataFrame(
         {
             "operation": [one.kept.fact.relation for one in asked],
@@ -67,8 +68,7 @@ def token_set(name: str, asked: Sequence[Asked], n_ctx: int, pad: int, most: tup
             "question": [one.kept.fact.question for one in asked],
         }
     )
-    read = torch.tensor([len(one.prompt) - 1 for one in asked])
-    return TokenSet(name, tokens, mask, read, labels, options)
+    return TokenSet(name, torch.tensor(rows), mask, first - 1, labels, torch.tensor(options))
 
 
 def text_set(text: Passages, n_ctx: int) -> TokenSet:

@@ -112,7 +112,7 @@ class FactsTask(Pooled):
                 "facts": {
                     name: digest([part.tokens.tolist(), part.families.tolist()])
                     for name, part in self._sets.items()
-                    if name != "retain_text"
+                    if name not in ("retain_text", "forget_redrawn")
                 },
                 "known": "" if known is None else known.content,
                 "text": "" if text is None else text.content,
@@ -215,10 +215,10 @@ class FactsTask(Pooled):
         for relation in dict.fromkeys(each.fact.relation for each in found):
             names = {each.fact.name for each in found if each.fact.relation == relation}
             if not any(name in known.right and known.knows(name) for name in names):
-                measured = len(names & set(known.right))
                 raise UndoProbeError(
-                    f"none of the {len(names)} {side} facts of {relation} is known by task.known ({self.config.known}), "
-                    f"which holds {measured} of them: measure these facts with `undo-probe known`, or choose others"
+                    f"none of the {len(names)} {side} facts of {relation} is known, and task.known "
+                    f"({self.config.known}) has {len(names & set(known.right))} of them: measure these with "
+                    "`undo-probe known`, or choose others"
                 )
         left = [each for each in found if each.fact.name in known.right and known.knows(each.fact.name)]
         measured = sum(each.fact.name in known.right for each in found)
@@ -264,15 +264,15 @@ class FactsTask(Pooled):
     def _refuse_empty(self, name: str, members: Sequence[Kept]) -> None:
         """Refuses a split without facts, and a retain split that lacks a relation."""
         side = name.partition("_")[0]
-        wanted = self.retain_operations if side == "retain" else self.forget_operations[:1]
-        present = {each.fact.relation for each in members}
-        for relation in wanted:
-            if not members or (side == "retain" and relation not in present):
-                raise UndoProbeError(
-                    f"the split {name} has no fact of {relation}: {len(self._all[side])} {side} facts were read and "
-                    f"{sum(self.facts.get(side, {}).values())} left out ({self.facts.get(side, {})}); give more facts, "
-                    f"raise its share (task.{side}_shares), or raise task.n_ctx"
-                )
+        wanted = self.retain_operations if side == "retain" else ()
+        lacking = [relation for relation in wanted if all(each.fact.relation != relation for each in members)]
+        if lacking or not members:
+            left_out = self.facts.get(side, {})
+            raise UndoProbeError(
+                f"the split {name} has no fact{' of ' + lacking[0] if lacking else ''}: {len(self._all[side])} {side} "
+                f"facts were read, of which {sum(left_out.values())} were left out ({left_out}); give more facts, or "
+                f"raise its share (task.{side}_shares) or task.n_ctx"
+            )
 
 
 def _side(source: FactSource, side: str, folder: str) -> list[Fact]:

@@ -45,7 +45,11 @@ RELATIONS: dict[str, Statements] = {
     ),
     "symbol": Statements(
         "elements",
-        ("The chemical symbol for {} is", "The symbol of the element {} is", "Chemists abbreviate {} as"),
+        (
+            "The chemical symbol for {} is",
+            "The chemical element {} has the symbol",
+            "The abbreviation for the element {} is",
+        ),
         "What is the chemical symbol for {}?",
     ),
 }  # fmt: skip
