@@ -281,7 +281,8 @@ class FactSource(Section):
     def _one_place(self) -> Self:
         if [bool(self.relations), bool(self.path), bool(self.dataset)].count(True) != 1:
             raise ValueError(
-                "a side of the facts needs one of relations, a path below task.text or a dataset, and only one"
+                "a side of the facts needs one of relations, a path below task.text or a dataset, and only one: with a "
+                "path or dataset give relations=[]"
             )
         return self
 

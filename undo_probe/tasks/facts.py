@@ -96,7 +96,7 @@ class FactsTask(Pooled):
         if text is not None:
             self._sets["retain_text"] = text_set(text, config.n_ctx)
         self._pools = {name: _pool(names, self._sets) for name, names in MIXTURES.items()}
-        places = {
+        places = (
             "text",
             "cache",
             "tokenizer",
@@ -105,16 +105,16 @@ class FactsTask(Pooled):
             "forget",
             "retain",
             "retain_text",
-        }
+        )
         self.fingerprint = digest(
             {
                 "task": config.identity(*places),
                 "facts": {
-                    name: digest([part.tokens.tolist(), part.families.tolist()])
+                    name: digest([part.tokens.tolist(), part.options.tolist(), part.families.tolist()])
                     for name, part in self._sets.items()
-                    if name not in ("retain_text", "forget_redrawn")
+                    if name != "forget_redrawn" and part.options is not None
                 },
-                "known": "" if known is None else known.content,
+                "known_of": self.known_model,
                 "text": "" if text is None else text.content,
                 "tokenizer": self._reader.content,
                 "split_seed": seed,
