@@ -16,7 +16,7 @@ SETTINGS: dict[str, Any] = {
     "forget": {"path": "seats.jsonl", "name": "seats"},
     "retain": {"path": "ores.jsonl", "name": "ores"},
     "vocab": 420,
-    "n_ctx": 32,
+    "n_ctx": 24,
     "candidates": 4,
     "forget_shares": (0.4, 0.3, 0.15, 0.15),
 }
@@ -89,7 +89,8 @@ def model_folder(task: FactsTask, folder: Path, steps: int = 0) -> Path:
         one for wordings in task.every_wording() for one in wordings if one.kept.fact.entity not in UNTAUGHT
     ]
     lines = [[*one.prompt, *one.options[one.answer]] for one in asked]
-    tokens = torch.tensor([[*line, *[task._reader.pad] * (task.n_ctx - len(line))] for line in lines])
+    longest = max(map(len, lines))
+    tokens = torch.tensor([[*line, *[task._reader.pad] * (longest - len(line))] for line in lines])
     mask = torch.zeros(tokens.shape, dtype=torch.bool)
     for row, (one, line) in enumerate(zip(asked, lines, strict=True)):
         mask[row, len(one.prompt) : len(line)] = True

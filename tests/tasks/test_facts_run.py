@@ -17,7 +17,8 @@ from undo_probe.tasks.facts import FactsTask
 
 pytestmark = pytest.mark.slow
 QUICK = (
-    "unlearn.maxent.steps=30", "unlearn.maxent.batch_size=16", "unlearn.maxent.learning_rate=0.003",
+    "unlearn.also=[]", "attack.also=[]",
+    "unlearn.maxent.steps=40", "unlearn.maxent.batch_size=16", "unlearn.maxent.learning_rate=0.003",
     "unlearn.maxent.retain_loss=kl", 'unlearn.rmu.tensors=["mlp.W_out"]', "noise.alphas=[0.3]", "noise.beta=0",
     "arms.twins=[]", "arms.unlearn_and_distill=false", "distill.steps=10", "distill.eval_every=5",
     "distill.batch_size=16", "attack.steps=12", "attack.eval_steps=[0,4,12]", "attack.learning_rates=[0.003]",
@@ -30,12 +31,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``text``; ``model``, a small Llama that knows all facts but those of three places; and ``known.json``."""
     folder = tmp_path_factory.mktemp("facts")
     task = FactsTask(atlas.config(atlas.write(folder / "text")), seed=0)
-    atlas.model_folder(task, folder / "model", steps=150)
+    atlas.model_folder(task, folder / "model", steps=80)
     return folder
 
 
 def overrides(place: Path, *more: str) -> list[str]:
-    return [*QUICK, *atlas.overrides(place / "text"), f"original.source={place / 'model'}", *more]
+    shares = "task.forget_shares=[0.3,0.5,0.1,0.1]"
+    return [*QUICK, *atlas.overrides(place / "text"), f"original.source={place / 'model'}", shares, *more]
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +88,9 @@ def test_what_is_not_known_is_in_no_split(run: Any) -> None:
 
 
 def test_the_original_answers_all_and_unlearning_hides_it(run: Any, readings: pd.DataFrame) -> None:
-    accuracy = readings[(readings["measure"] == "accuracy") & (readings["variant"] == "")]
-    forget = accuracy[accuracy["subset"] == "V"].set_index("stage")
-    kept = accuracy[accuracy["task_split"].eq("retain") & accuracy["subset"].eq("all")].set_index("stage")
+    accuracy = readings.query("measure == 'accuracy' and variant == ''")
+    forget = accuracy.query("subset == 'V'").set_index("stage")
+    kept = accuracy.query("task_split == 'retain' and subset == 'all'").set_index("stage")
     # among four, in a wording in which it is right among all
     assert forget.loc["original", "value"] == kept.loc["original", "value"] == 1
     assert forget.loc["unlearned", "value"] < 0.8

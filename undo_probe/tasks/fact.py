@@ -122,8 +122,8 @@ class Answers:
         self._of: dict[str, list[str]] = {}
         self._kin: dict[tuple[str, str], list[str]] = {}
         for fact in facts:
-            for known, key in ((self._of, fact.relation), (self._kin, (fact.relation, fact.kin))):
-                known.setdefault(key, []).append(fact.answer)
+            self._of.setdefault(fact.relation, []).append(fact.answer)
+            self._kin.setdefault((fact.relation, fact.kin), []).append(fact.answer)
 
     def wrong(self, fact: Fact, count: int | None, seed: int) -> list[str]:
         """Different wrong answers, none of them said in the prompt: the fact's own, else those of its kin first.

@@ -148,8 +148,9 @@ class FactsTask(Pooled):
         found: dict[str, list[dict[str, Any]]] = {}
         for side, names in (("forget", FORGET_SPLITS), ("retain", RETAIN_SPLITS)):
             labels = pd.concat([self._sets[name].labels for name in names]).drop_duplicates("question")
-            renamed = labels.rename(columns={"offered": "choices", "operation": "subject"})
-            found[side] = renamed[["question", "choices", "answer", "subject"]].to_dict("records")
+            columns = (labels[name].tolist() for name in ("question", "offered", "answer", "operation"))
+            named = ("question", "choices", "answer", "subject")
+            found[side] = [dict(zip(named, line, strict=True)) for line in zip(*columns, strict=True)]
         return found
 
     def _chosen(self) -> dict[str, list[Kept]]:
