@@ -110,15 +110,11 @@ def test_sides_are_drawn_evenly_and_neutral_text_is_kept_beside_the_facts(folder
         batch = task.batch("distill", 16, seed=0, step=step)
         for tokens, mask in zip(batch.tokens, batch.answer_mask, strict=True):
             whole = task.decode(tokens)
-            side = (
-                "text"
-                if "weather" in whole
-                else "retain"
-                if any(o in whole for o in quiz.METALS)
-                else "forget"
-            )
-            shown[side] += 1
-            assert bool(mask[1:].all()) == (side == "text")
+            if mask[1:].all():
+                shown["text"] += 1
+                assert not any(word in whole for word in (*quiz.METALS, *quiz.TOWNS))
+            else:
+                shown["retain" if any(metal in whole for metal in quiz.METALS) else "forget"] += 1
     assert 0.42 < shown["forget"] / 640 < 0.58
     assert 0.17 < shown["text"] / 640 < 0.33
     assert task.fingerprint != FactsTask(atlas.config(folder), 0).fingerprint

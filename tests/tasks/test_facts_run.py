@@ -108,11 +108,17 @@ def test_the_log_probability_of_answers_stands_beside(run: Any, readings: pd.Dat
     assert rows.loc["option_probability", "value"] == pytest.approx(found["probability"].mean(), rel=1e-4)
 
 
-def test_the_attack_brings_it_back_and_the_page_tells_it(
-    run: Any, readings: pd.DataFrame, tmp_path: Path
-) -> None:
-    gap = readings[readings["measure"] == "recovered_gap"].set_index(["stage", "method"])
-    assert gap.loc[("unlearned", "maxent"), "value"] > gap.loc[("random", ""), "value"]
+def test_the_attack_is_read_and_the_page_tells_it(run: Any, readings: pd.DataFrame, tmp_path: Path) -> None:
+    assert {*readings.query("measure == 'relearned'")["stage"]} >= {
+        "original",
+        "unlearned",
+        "distilled",
+        "random",
+    }
+    # 14 facts are few: what came back is no share of so uncertain a gap, and that is said
+    gap = readings.query("measure == 'recovered_gap'")
+    assert gap["value"].isna().all()
+    assert gap["note"].str.contains("standard errors apart").all()
     page = up.write_report(run, tmp_path / "page.html").read_text()
     for text in ("the facts to forget (seats)", "Without an oracle", "V in trained wordings"):
         assert text in page
