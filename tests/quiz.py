@@ -11,6 +11,7 @@ import torch
 
 from undo_probe.task_config import ChoiceConfig
 from undo_probe.tasks.choice import ChoiceTask
+from undo_probe.tasks.facts import FactsTask
 
 Row = dict[str, Any]
 _ENDS = ("dia", "gard", "land", "mark", "nia", "stan", "ton", "wick")
@@ -69,7 +70,7 @@ def config(folder: Path, **changes: Any) -> ChoiceConfig:
     return ChoiceConfig.model_validate(settings)
 
 
-def save_tokenizer(task: ChoiceTask, folder: Path) -> None:
+def save_tokenizer(task: ChoiceTask | FactsTask, folder: Path) -> None:
     """The task's own tokenizer as a Hugging Face folder has it, with a beginning mark before every text."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast

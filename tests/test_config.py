@@ -176,10 +176,16 @@ def test_settings_that_would_fail_only_hours_later_are_refused_at_once(assignmen
         ("task.forget_shares=[0, 0, 0, 0]", r"task\.forget_shares are all 0"),
         (
             "task.name=invnted",
-            r"task\.name is \"invnted\": expected one of arithmetic, invented, language, choice; did you mean 'inv",
+            r"task\.name is \"invnted\": expected one of arithmetic, invented, language, choice, facts; did you mean",
         ),
-        ("task.name=null", r"task\.name is null: expected one of arithmetic, invented, language, choice$"),
-        ("task.name=[1]", r"task\.name is \[1\]: expected one of arithmetic, invented, language, choice$"),
+        (
+            "task.name=null",
+            r"task\.name is null: expected one of arithmetic, invented, language, choice, facts$",
+        ),
+        (
+            "task.name=[1]",
+            r"task\.name is \[1\]: expected one of arithmetic, invented, language, choice, facts$",
+        ),
         ("task=3", r"overrides: task is 3: .*object"),
         ("task=null", r"overrides: task is null: .*object"),
     ],

@@ -12,6 +12,7 @@ from undo_probe.evaluation import (
     answer_log_probability,
     answers_correct,
     by_operation,
+    continuations,
     decode_greedily,
     option_scores,
 )
@@ -143,3 +144,59 @@ def test_option_scores_are_those_of_the_whole_logits(cap: float) -> None:
         assert found["exact"][row] == (int(here.argmax()) == own[answer])
     with pytest.raises(UndoProbeError, match="the rows of quiz have no options: score them as exact"):
         option_scores(model, TokenSet("quiz", tokens, mask, read, labels))
+
+
+PROMPTS = [[1, 4, 2], [5, 6], [3, 3, 7, 1, 2]]
+OPTIONS = [
+    [[9], [9, 8], [9, 8, 7], [9, 6]],  # each begins as the one before it
+    [[4], [2]],
+    [[1, 2, 3, 4], [1, 2, 3, 5], [8, 8]],
+]
+
+
+@pytest.mark.parametrize("size", [1, 3, 1024])
+def test_continuations_are_scored_as_one_by_one(size: int) -> None:
+    model = tiny.half_trained()
+    for row, said in enumerate(continuations(model, PROMPTS, OPTIONS, size)):
+        for at, option in enumerate(OPTIONS[row]):
+            whole = torch.tensor([[*PROMPTS[row], *option]])
+            log_p = tiny.logits(model, whole)[0].double().log_softmax(dim=-1)
+            places = range(len(PROMPTS[row]) - 1, whole.shape[1] - 1)
+            expected = sum(float(log_p[place, whole[0, place + 1]]) for place in places)
+            greedy = all(int(log_p[place].argmax()) == int(whole[0, place + 1]) for place in places)
+            assert said.log_probability[at] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+            assert said.greedy[at] == greedy
+
+
+def test_continuations_that_begin_alike_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = tiny.model(), []
+    forward = model.embed.forward
+
+    def counted(tokens: torch.Tensor) -> torch.Tensor:
+        rows.append(len(tokens))
+        return forward(tokens)
+
+    monkeypatch.setattr(model.embed, "forward", counted)
+    continuations(model, PROMPTS, OPTIONS)
+    assert sum(rows) == 1 + 1 + 2  # of nine continuations
+
+
+def test_options_of_several_tokens_are_compared_by_all_of_them() -> None:
+    model = tiny.half_trained()
+    options = torch.full((3, 4, 4), -1)
+    tokens = torch.zeros(3, 10, dtype=torch.int64)
+    for row, own in enumerate(OPTIONS):
+        tokens[row, : len(PROMPTS[row])] = torch.tensor(PROMPTS[row])
+        for at, option in enumerate(own):
+            options[row, at, : len(option)] = torch.tensor(option)
+    answers = [2, 0, 1]
+    labels = pd.DataFrame({"operation": "x", "family": list("abc"), "subset": "all", "answer": answers})
+    read = torch.tensor([len(prompt) - 1 for prompt in PROMPTS])
+    rows = TokenSet("facts", tokens, torch.zeros(3, 10, dtype=torch.bool), read, labels, options)
+    found = option_scores(model, rows)
+    for row, said in enumerate(continuations(model, PROMPTS, OPTIONS)):
+        p = np.exp(said.log_probability)
+        assert found["log_probability"][row] == pytest.approx(said.log_probability[answers[row]])
+        assert found["probability"][row] == pytest.approx(p[answers[row]] / p.sum())
+        assert found["choice"][row] == (p.argmax() == answers[row])
+        assert found["exact"][row] == said.greedy[answers[row]]

@@ -32,6 +32,7 @@ _LAZY = {
     "harvest": "harvesting",
     "ActivationStore": "activation_store",
     "probe": "measures.stored_probes",
+    "known": "measures.known",
     "ablate": "interventions",
     "junk_direction": "measures.junk_direction",
     "patch_map": "measures.patching",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from undo_probe.harvesting import harvest as harvest
     from undo_probe.interventions import ablate as ablate
     from undo_probe.measures.junk_direction import junk_direction as junk_direction
+    from undo_probe.measures.known import known as known
     from undo_probe.measures.patching import patch_map as patch_map
     from undo_probe.measures.stored_probes import probe as probe
     from undo_probe.models import load_model as load_model

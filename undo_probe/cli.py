@@ -80,6 +80,25 @@ def run(
 
 
 @app.command()
+def known(
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="A preset or a file, then a.b=c overrides.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where it goes; a run reads it with task.known.")] = Path(
+        "known.json"
+    ),
+) -> None:
+    """Ask the model of original.source which facts of task.name=facts it knows, and write them down."""
+    words = list(settings or [])
+    source = words.pop(0) if words and "=" not in words[0] else "tiny"
+    config = _load(source, words)
+
+    from undo_probe.measures.known import known_of
+
+    typer.echo(known_of(config, out).to_string(index=False, float_format="%.3f"))
+
+
+@app.command()
 def attack(folder: Folder, workers: Workers = None) -> None:
     """Relearning attack on every arm of a run."""
     from undo_probe.attacks import attack as run_attack

@@ -1,11 +1,12 @@
 """Asking a model: exact match, bits and answer probabilities, batched."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from undo_probe.errors import UndoProbeError
@@ -62,13 +63,16 @@ def option_scores(model: HookedTransformer, rows: TokenSet, size: int = 1024) ->
 
     ``choice``: the right option is the likeliest among the options (bool). ``probability``: the right option's
     probability, renormalised over the options. ``exact``: it is the likeliest token of all (bool). The unembedding is
-    run at that one place only.
+    run at that one place only. Options of several tokens are compared by the log-probability of them all, that of the
+    right one being a fourth score, ``log_probability`` in nats; ``exact`` is then whether greedy decoding writes it.
 
     Raises:
         UndoProbeError: the rows have no options.
     """
     if rows.options is None:
         raise UndoProbeError(f"the rows of {rows.name} have no options: score them as exact")
+    if rows.options.dim() == 3:
+        return _answer_scores(model, rows, rows.options)
     device = next(model.parameters()).device
     size = max(1, min(size, LOGITS // max(model.cfg.d_vocab, rows.tokens.shape[1] * model.cfg.d_model)))
     right = torch.tensor(rows.labels["answer"].to_numpy(dtype=np.int64))
@@ -77,7 +81,7 @@ def option_scores(model: HookedTransformer, rows: TokenSet, size: int = 1024) ->
     with torch.no_grad():
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
-            logits = _logits_at(model, rows.tokens[part, :-1].to(device), reads[part].to(device))
+            logits = _logits_at(model, rows.tokens[part, :-1].to(device), reads[part, None].to(device))[:, 0]
             options = rows.options[part].to(device)
             given = logits.gather(1, options.clamp_min(0)).masked_fill(options < 0, -torch.inf)
             true = right[part, None].to(device)
@@ -88,14 +92,123 @@ def option_scores(model: HookedTransformer, rows: TokenSet, size: int = 1024) ->
 
 
 def _logits_at(
-    model: HookedTransformer, tokens: Int[Tensor, "row read"], places: Int[Tensor, " row"]
-) -> Float[Tensor, "row vocab"]:
-    """Logits at one place of each row; nothing after the farthest of them is computed."""
+    model: HookedTransformer, tokens: Int[Tensor, "row read"], places: Int[Tensor, "row place"]
+) -> Float[Tensor, "row place vocab"]:
+    """Logits at some places of each row; nothing after the farthest of them is computed."""
     tokens = tokens[:, : int(places.max()) + 1]
     states = model(tokens, return_type=None, stop_at_layer=model.cfg.n_layers)
-    logits = model.unembed(model.ln_final(states[torch.arange(len(tokens)), places][:, None]))[:, 0].float()
+    rows = torch.arange(len(tokens), device=tokens.device)[:, None]
+    logits = model.unembed(model.ln_final(states[rows, places])).float()
     cap = model.cfg.output_logits_soft_cap
     return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+
+def _answer_scores(
+    model: HookedTransformer, rows: TokenSet, options: Int[Tensor, "row option token"]
+) -> dict[str, np.ndarray]:
+    reads = torch.as_tensor(rows.read_position).expand(len(rows)).tolist()
+    prompts = [tokens[: read + 1].tolist() for tokens, read in zip(rows.tokens, reads, strict=True)]
+    offered = [[tokens[tokens >= 0].tolist() for tokens in row if tokens[0] >= 0] for row in options]
+    said = continuations(model, prompts, offered)
+    right = rows.labels["answer"].tolist()
+    total = np.array([each.log_probability[at] for each, at in zip(said, right, strict=True)])
+    among = np.array([np.logaddexp.reduce(each.log_probability) for each in said])
+    return {
+        "choice": np.array([each.log_probability.argmax() for each in said]) == right,
+        "probability": np.exp(total - among),
+        "exact": np.array([each.greedy[at] for each, at in zip(said, right, strict=True)]),
+        "log_probability": total,
+    }
+
+
+class Said(NamedTuple):
+    """What a model says to each continuation: its log-probability in nats, and whether greedy decoding writes it."""
+
+    log_probability: Float[np.ndarray, " option"]
+    greedy: Bool[np.ndarray, " option"]
+
+
+def continuations(
+    model: HookedTransformer,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Sequence[Sequence[int]]],
+    size: int = 1024,
+) -> list[Said]:
+    """Log-probabilities of several continuations of each prompt, their own tokens alone.
+
+    Continuations of a prompt that begin alike share one pass, those of one token the pass of any other: the last token
+    of a continuation is never read. Rows go in batches of similar length.
+
+    Args:
+        model: is asked.
+        prompts: tokens of each, at least one.
+        options: the tokens of each of its continuations, at least one.
+        size: rows in a pass at most.
+    """
+    passes = sorted(
+        (each for row, own in enumerate(options) for each in _passes(row, own)),
+        key=lambda each: (len(prompts[each.row]) + len(each.prefix), len(each.prefix)),
+    )
+    said = [Said(np.zeros(len(own)), np.ones(len(own), dtype=bool)) for own in options]
+    width = 1 + max((len(each.prefix) for each in passes), default=0)
+    size = max(1, min(size, LOGITS // (width * model.cfg.d_vocab)))
+    for start in range(0, len(passes), size):
+        part = passes[start : start + size]
+        log_p = _log_probabilities(
+            model, [[*prompts[each.row]] for each in part], [each.prefix for each in part]
+        )
+        asked = [
+            (number, place, token, each.row, at)
+            for number, each in enumerate(part)
+            for at in each.options
+            for place, token in enumerate(options[each.row][at])
+        ]
+        number, place, token, rows, ats = np.array(asked).T
+        values = log_p[number, place, token].double().cpu().numpy()
+        best = log_p.argmax(dim=-1).cpu().numpy()[number, place] == token
+        for row, at, value, hit in zip(rows, ats, values, best, strict=True):
+            said[row].log_probability[at] += value
+            said[row].greedy[at] &= hit
+    return said
+
+
+class _Pass(NamedTuple):
+    """One pass of the model: a row's prompt and what is read after it, and the continuations that this answers."""
+
+    row: int
+    prefix: tuple[int, ...]
+    options: list[int]
+
+
+def _passes(row: int, options: Sequence[Sequence[int]]) -> list[_Pass]:
+    """As few passes as answer all continuations of a row; each is answered by one."""
+    found: list[_Pass] = []
+    # longest first: what another begins with needs no pass of its own
+    for at in sorted(range(len(options)), key=lambda at: -len(options[at])):
+        prefix = tuple(options[at][:-1])
+        fitting = (each for each in found if each.prefix[: len(prefix)] == prefix)
+        if (there := next(fitting, None)) is None:
+            found.append(_Pass(row, prefix, [at]))
+        else:
+            there.options.append(at)
+    return found
+
+
+def _log_probabilities(
+    model: HookedTransformer, prompts: list[list[int]], prefixes: list[tuple[int, ...]]
+) -> Float[Tensor, "row place vocab"]:
+    """Log-probabilities of the next token at the end of each prompt and after each token of the prefix behind it."""
+    device = next(model.parameters()).device
+    rows = [[*prompt, *prefix] for prompt, prefix in zip(prompts, prefixes, strict=True)]
+    length = max(map(len, rows))
+    # whatever fills a row up stands after all that is read
+    tokens = torch.tensor([[*row, *row[:1] * (length - len(row))] for row in rows], device=device)
+    last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+    after = torch.tensor([len(prefix) for prefix in prefixes], device=device)
+    steps = torch.arange(int(after.max()) + 1, device=device)
+    with torch.no_grad():
+        places = last[:, None] + steps.minimum(after[:, None])
+        return _logits_at(model, tokens, places).log_softmax(dim=-1)
 
 
 def answer_bits(model: HookedTransformer, rows: TokenSet) -> np.ndarray:

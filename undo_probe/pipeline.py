@@ -40,7 +40,7 @@ def _fresh(settings: dict[str, Any], parents: Models, task: Task, context: Conte
 
 
 def _load(settings: dict[str, Any], parents: Models, task: Task, context: Context) -> StageResult:
-    return pretraining.load(task, context)
+    return pretraining.load(task, context, settings.get("given", False))
 
 
 def _pretrain(settings: dict[str, Any], parents: Models, task: Task, context: Context) -> StageResult:

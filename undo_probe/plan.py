@@ -60,7 +60,8 @@ def _given(config: RunConfig) -> list[Step]:
     arms += [Arm("oracle_matched")] if config.given.oracle else []
     places = places_of(config)
     loaded = [
-        _step(config, arm, "load", {"source": identity(find_source(*places[arm.name]))}) for arm in arms
+        _step(config, arm, "load", {"source": identity(find_source(*places[arm.name])), **marked})
+        for arm, marked in zip(arms, ({}, *[{"given": True}] * (len(arms) - 1)), strict=True)
     ]
     return [*loaded, _step(config, Arm("random"), "fresh", {}, ("original",))]
 

@@ -249,11 +249,86 @@ class ChoiceConfig(Section):
         return self
 
 
+Relation = Literal["capital", "currency", "language", "continent", "symbol"]
+
+
+class FactSource(Section):
+    """Where the facts of one side come from: relations of the tables that are shipped, or the user's own rows.
+
+    ``relations`` are of countries, and ``symbol`` of chemical elements. Otherwise ``path`` is a .jsonl, .jsonl.gz,
+    .parquet or .csv file below ``task.text``, or ``dataset`` what ``datasets`` loads, with rows of one of three kinds:
+    ``prompt`` and ``answer`` (and where wanted ``paraphrases``, ``distractors``, ``entity``, ``group``); ``question``,
+    ``choices`` and ``answer`` as in ``cais/wmdp`` and ``cais/mmlu``; or ``question`` and ``answer`` as in
+    ``locuslab/TOFU``, with ``paraphrased_question`` and ``perturbed_answer``. ``name`` is what reports call them.
+    ``groups`` limits either to some groups, of countries their continents.
+    """
+
+    relations: tuple[Relation, ...] = ()
+    groups: tuple[str, ...] = ()
+    name: Annotated[str, Field(pattern=r"^(\w[\w ()-]{0,40})?$")] = ""
+    path: str = ""
+    dataset: str = ""
+    subset: str = ""
+    split: str = "train"
+    revision: str = ""
+
+    @property
+    def title(self) -> str:
+        """What reports call the facts of a file or data set."""
+        return self.name or (self.path or self.dataset).rpartition("/")[2].partition(".")[0]
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if [bool(self.relations), bool(self.path), bool(self.dataset)].count(True) != 1:
+            raise ValueError(
+                "a side of the facts needs one of relations, a path below task.text or a dataset, and only one: with a "
+                "path or dataset give relations=[]"
+            )
+        return self
+
+
+class FactsConfig(Section):
+    """Facts that a pretrained model may know, some to forget and some to keep, completed from a prompt.
+
+    Each fact is asked in some wordings, of which one is kept for testing; a row is answered where the right answer is
+    the likeliest of the ``candidates``, the others being answers of like facts of the relation. ``known`` is a file
+    that ``undo-probe known`` made with the model at hand: facts that it does not know are left out. ``retain_text`` is
+    neutral text of the user's that is kept too. ``text``, ``tokenizer``, ``vocab``, ``near_duplicates`` (of the user's
+    rows without ``entity``), ``retain_shares`` and ``cache``: as in :class:`ChoiceConfig`. Facts longer than ``n_ctx``
+    tokens are left out.
+    """
+
+    name: Literal["facts"] = "facts"
+    text: str = ""
+    forget: FactSource = FactSource(relations=("capital",))
+    retain: FactSource = FactSource(relations=("continent", "symbol"))
+    retain_text: TextSource | None = None
+    known: str = ""
+    candidates: Annotated[int, Field(ge=2, le=16)] = 6
+    tokenizer: str = ""
+    tokenizer_revision: str = "main"
+    vocab: Annotated[int, Field(ge=257, le=262_144)] = 1024
+    n_ctx: Annotated[int, Field(ge=8, le=8192)] = 24
+    near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.5
+    max_text_tokens: Count | None = None
+    min_characters: Count = 100
+    forget_shares: tuple[Share, Share, Share, Share] = (0.4, 0.4, 0.1, 0.1)
+    retain_shares: tuple[Share, Share, Share] = (0.6, 0.15, 0.25)
+    cache: str = ""
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if not sum(self.forget_shares) or not sum(self.retain_shares):
+            raise ValueError("task.forget_shares or task.retain_shares are all 0: give each split a share")
+        return self
+
+
 TASKS: dict[str, type[Section]] = {
     "arithmetic": ArithmeticConfig,
     "invented": InventedConfig,
     "language": LanguageConfig,
     "choice": ChoiceConfig,
+    "facts": FactsConfig,
 }
 
 
@@ -268,6 +343,7 @@ TaskConfig = Annotated[
     Annotated[ArithmeticConfig, Tag("arithmetic")]
     | Annotated[InventedConfig, Tag("invented")]
     | Annotated[LanguageConfig, Tag("language")]
-    | Annotated[ChoiceConfig, Tag("choice")],
+    | Annotated[ChoiceConfig, Tag("choice")]
+    | Annotated[FactsConfig, Tag("facts")],
     Discriminator(_task_name),
 ]

@@ -50,7 +50,10 @@ def capability(model: HookedTransformer, task: Task) -> list[ItemScores]:
 
 
 def _options(model: HookedTransformer, task: Task) -> list[ItemScores]:
-    """The right option's probability among the options, and whether it is the likeliest token of all."""
+    """The right option's probability among the options, and whether it is the likeliest token of all.
+
+    Of answers of several tokens, whether greedy decoding writes it, and its log-probability beside.
+    """
     scores = []
     for split in ("forget_V", "forget_T", "forget_W", "retain_test"):
         rows = task.rows(split)
@@ -60,6 +63,11 @@ def _options(model: HookedTransformer, task: Task) -> list[ItemScores]:
         for measure, key in (("option_probability", "probability"), ("exact_match", "exact")):
             values = found[key].astype(float)
             scores.append(ItemScores(measure, side, subset, None, "share", values, rows.families))
+        if "log_probability" in found:
+            values = found["log_probability"]
+            scores.append(
+                ItemScores("answer_log_probability", side, subset, None, "nats", values, rows.families)
+            )
     return scores
 
 

@@ -6,9 +6,10 @@ from undo_probe import losses
 from undo_probe.config import FitConfig, ModelConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import by_operation, row_scores
-from undo_probe.models import HookedTransformer, build, fresh_like, load_model
+from undo_probe.models import HookedTransformer, build, content_hash, fresh_like, load_model
 from undo_probe.stages import StageResult
 from undo_probe.tasks import Task
+from undo_probe.tasks.facts import FactsTask
 from undo_probe.training import Context, Row, Watch, fit, step_cost
 
 VERSION, LOAD_VERSION = 3, 1
@@ -24,8 +25,8 @@ def fresh(task: Task, shape: ModelConfig | HookedTransformer, context: Context) 
     return StageResult(model, stopped="not trained")
 
 
-def load(task: Task, context: Context) -> StageResult:
-    """A finished model from ``context.source``.
+def load(task: Task, context: Context, given: bool = False) -> StageResult:
+    """A finished model from ``context.source``; ``given`` where it is not the original.
 
     Raises:
         UndoProbeError: it cannot be read, or does not fit the task's tokens and rows.
@@ -33,16 +34,22 @@ def load(task: Task, context: Context) -> StageResult:
     place, revision = context.source
     model = load_model(place, context.device, revision=revision, n_ctx=task.n_ctx)
     # families pad their vocabularies: a tokenizer of theirs may have fewer tokens than the model
-    fits = task.d_vocab <= model.cfg.d_vocab if task.name == "choice" else task.d_vocab == model.cfg.d_vocab
+    theirs = task.name in ("choice", "facts")
+    fits = task.d_vocab <= model.cfg.d_vocab if theirs else task.d_vocab == model.cfg.d_vocab
     if not fits:
         raise UndoProbeError(
             f"the model of {place} reads {model.cfg.d_vocab} tokens, the task {task.name} has {task.d_vocab}: "
-            "take a model that was trained on this task, or task.name=choice with the model's own tokenizer"
+            "take a model that was trained on this task, or task.name=choice or facts with the model's own tokenizer"
         )
     if task.n_ctx > model.cfg.n_ctx:
         raise UndoProbeError(
             f"a row of the task has {task.n_ctx} tokens, but the model of {place} reads {model.cfg.n_ctx} at "
             "most: lower task.n_ctx"
+        )
+    if not given and isinstance(task, FactsTask) and task.known_model not in ("", content_hash(model)):
+        raise UndoProbeError(
+            f"task.known ({task.config.known}) was measured on another model than that of original.source, or with "
+            "another task.n_ctx: measure this one with `undo-probe known`"
         )
     return StageResult(model, stopped=f"loaded {Path(place).name}")
 

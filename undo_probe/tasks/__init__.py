@@ -4,7 +4,14 @@ from functools import lru_cache
 
 from undo_probe.config import RunConfig
 from undo_probe.sources import find_source
-from undo_probe.task_config import ArithmeticConfig, ChoiceConfig, InventedConfig, LanguageConfig, TaskConfig
+from undo_probe.task_config import (
+    ArithmeticConfig,
+    ChoiceConfig,
+    FactsConfig,
+    InventedConfig,
+    LanguageConfig,
+    TaskConfig,
+)
 from undo_probe.tasks.protocol import Batch, Metric, Task, TokenSet
 
 __all__ = ["TASKS", "Batch", "Metric", "Task", "TokenSet", "build_task"]
@@ -37,8 +44,20 @@ def _choice(settings: str, seed: int) -> Task:
     return ChoiceTask(ChoiceConfig.model_validate_json(settings), seed)
 
 
+def _facts(settings: str, seed: int) -> Task:
+    from undo_probe.tasks.facts import FactsTask
+
+    return FactsTask(FactsConfig.model_validate_json(settings), seed)
+
+
 # name -> builder: adding a task is a module, a section of the configuration and a line here
-TASKS = {"arithmetic": _arithmetic, "invented": _invented, "language": _language, "choice": _choice}
+TASKS = {
+    "arithmetic": _arithmetic,
+    "invented": _invented,
+    "language": _language,
+    "choice": _choice,
+    "facts": _facts,
+}
 
 
 @lru_cache(maxsize=4)
@@ -47,9 +66,9 @@ def _built(name: str, settings: str, seed: int) -> Task:
 
 
 def asked_task(config: RunConfig) -> TaskConfig:
-    """The task section of a run; questions are read with the tokenizer of ``original.source`` unless they name one."""
+    """The task section of a run; text is read with the tokenizer of ``original.source`` where the task names none."""
     task, original = config.task, config.original
-    if not isinstance(task, ChoiceConfig) or task.tokenizer or not original.source:
+    if not isinstance(task, ChoiceConfig | FactsConfig) or task.tokenizer or not original.source:
         return task
     if find_source(original.source, original.revision).kind == "checkpoint":
         return task

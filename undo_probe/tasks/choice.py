@@ -25,11 +25,11 @@ from undo_probe.files import digest
 from undo_probe.randomness import derive_seed, generator
 from undo_probe.records import TaskWords
 from undo_probe.task_config import ChoiceConfig, QuestionSource
+from undo_probe.tasks.dealing import dealt
 from undo_probe.tasks.passages import load_passages
 from undo_probe.tasks.pool import best_constants
 from undo_probe.tasks.protocol import (
     FORGET_SPLITS,
-    RETAIN_SPLITS,
     Batch,
     Metric,
     TokenSet,
@@ -74,7 +74,8 @@ class ChoiceTask:
         self.retain_operations: tuple[str, ...] = (config.retain.name,)
         self.words = _words(config)
         self._sets = {
-            name: self._split(name, part, shots) for name, part in _dealt(config, kept, seed).items()
+            name: self._split(name, part, shots)
+            for name, part in dealt(kept, config.forget_shares, config.retain_shares, seed).items()
         }
         check_disjoint(self._sets)
         self._texts = {
@@ -279,20 +280,6 @@ def _reader(config: ChoiceConfig, kept: Mapping[str, Sequence[Kept]]) -> Reader:
         for side in kept.values()
     ]
     return trained_reader(texts, config.vocab, LETTERS)
-
-
-def _dealt(config: ChoiceConfig, kept: Mapping[str, Sequence[Kept]], seed: int) -> dict[str, list[Kept]]:
-    """Split to questions: whole families, in a drawn order, by the shares of the families."""
-    plans = {"forget": (FORGET_SPLITS, config.forget_shares), "retain": (RETAIN_SPLITS, config.retain_shares)}
-    dealt: dict[str, list[Kept]] = {}
-    for side, (names, shares) in plans.items():
-        own = sorted({each.family for each in kept[side]})
-        order = np.random.default_rng(derive_seed(seed, "split", side)).permutation(len(own))
-        edges = np.round(np.cumsum(shares) / np.sum(shares) * len(own)).astype(int)
-        for name, start, end in zip(names, [0, *edges[:-1]], edges, strict=True):
-            chosen = {own[at] for at in order[start:end]}
-            dealt[name] = [each for each in kept[side] if each.family in chosen]
-    return dealt
 
 
 def _order(question: Question, number: int, draw: np.random.Generator, permute: bool) -> list[int]:

@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import atomic_folder, digest, file_digest, read_json, write_json
-from undo_probe.task_config import ChoiceConfig, TextSource
+from undo_probe.task_config import ChoiceConfig, FactsConfig, TextSource
 from undo_probe.tasks.corpus import Document, cleaned, cut_rows
 from undo_probe.tasks.reader import Reader
 from undo_probe.tasks.text import state
@@ -29,7 +29,7 @@ class Passages:
     content: str
 
 
-def load_passages(source: TextSource, config: ChoiceConfig, reader: Reader) -> Passages:
+def load_passages(source: TextSource, config: ChoiceConfig | FactsConfig, reader: Reader) -> Passages:
     """The rows of a source, from the cache where they were prepared before.
 
     Raises:
@@ -46,13 +46,13 @@ def load_passages(source: TextSource, config: ChoiceConfig, reader: Reader) -> P
     return Passages(np.load(place / "tokens.npy", mmap_mode="r"), content)
 
 
-def _cache(config: ChoiceConfig) -> Path:
+def _cache(config: ChoiceConfig | FactsConfig) -> Path:
     if config.cache:
         return Path(config.cache).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "undo_probe" / "choice"
 
 
-def _prepare(source: TextSource, config: ChoiceConfig, reader: Reader, place: Path) -> None:
+def _prepare(source: TextSource, config: ChoiceConfig | FactsConfig, reader: Reader, place: Path) -> None:
     kind = np.uint16 if reader.size <= 2**16 else np.uint32
     left = math.inf if config.max_text_tokens is None else config.max_text_tokens
     texts = cleaned(source, config.text, config.min_characters, None, set(), {})

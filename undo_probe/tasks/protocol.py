@@ -29,7 +29,8 @@ class TokenSet:
     predicted at ``read_position``, the last token of the prompt (one number, or one a row where prompts differ in
     length); nothing after it is seen there. Where a row is running text, all of it is answer, and ``read_position`` is
     the last place that predicts something. ``options`` are the tokens that a question lets choose from, with -1 where
-    it has fewer, and in the labels ``answer`` is the number of the right one.
+    it has fewer, and in the labels ``answer`` is the number of the right one; where answers have several tokens, the
+    tokens of each, filled up with -1.
     ``labels`` has one line a row: ``operation``, ``family`` (the cluster of every interval), ``subset``
     (stratum, ``all`` where there is none) and what probes are trained to read.
     """
@@ -39,7 +40,7 @@ class TokenSet:
     answer_mask: Bool[Tensor, "row pos"]
     read_position: int | Int[Tensor, " row"]
     labels: "pd.DataFrame"
-    options: Int[Tensor, "row option"] | None = None
+    options: Int[Tensor, "row option"] | Int[Tensor, "row option token"] | None = None
 
     def __len__(self) -> int:
         """Number of rows."""

@@ -70,7 +70,7 @@ def read_questions(source: QuestionSource, folder: str, shots: bool = False) -> 
     if source.dataset:
         rows = streamed(source, source.shots_split if shots else source.split)
     else:
-        rows = _file_rows(source.shots_path if shots else source.path, folder)
+        rows = file_rows(source.shots_path if shots else source.path, folder, "questions")
     found = [question_of(row, where) for row, where in rows]
     if not found:
         raise UndoProbeError(f"the questions {source.name} are empty: expected at least one")
@@ -87,7 +87,7 @@ def question_of(row: Any, where: str) -> Question:
         if row.get(column) is None:
             raise UndoProbeError(f"{where} has no {column!r} (it has {', '.join(map(str, row))})")
     text = normal(row["question"], where)
-    choices = tuple(normal(choice, where) for choice in _listed(row["choices"], where))
+    choices = tuple(normal(choice, where) for choice in listed(row["choices"], "choices", where))
     if not text or not 2 <= len(choices) <= len(LETTERS):
         raise UndoProbeError(
             f"{where} has {len(choices)} choices for the question {text[:40]!r}: expected 2 to 10"
@@ -95,17 +95,18 @@ def question_of(row: Any, where: str) -> Question:
     return Question(text, choices, _answer(row["answer"], len(choices), where), str(row.get("subject") or ""))
 
 
-def _listed(choices: Any, where: str) -> list[Any]:
-    if isinstance(choices, str):
+def listed(texts: Any, column: str, where: str) -> list[Any]:
+    """What a column holds as a list, which in .csv is written as text."""
+    if isinstance(texts, str):
         for parse in (json.loads, ast.literal_eval):
             try:
-                choices = parse(choices)
+                texts = parse(texts)
                 break
             except (ValueError, SyntaxError):
                 continue
-    if not isinstance(choices, (list, tuple, np.ndarray)):
-        raise UndoProbeError(f"{where}: choices is {str(choices)[:60]!r}: expected a list of texts")
-    return list(choices)
+    if not isinstance(texts, (list, tuple, np.ndarray)):
+        raise UndoProbeError(f"{where}: {column} is {str(texts)[:60]!r}: expected a list of texts")
+    return list(texts)
 
 
 def _answer(answer: Any, count: int, where: str) -> int:
@@ -121,12 +122,17 @@ def _answer(answer: Any, count: int, where: str) -> int:
     return number
 
 
-def _file_rows(path: str, folder: str) -> Iterator[tuple[Any, str]]:
+def file_rows(path: str, folder: str, what: str) -> Iterator[tuple[Any, str]]:
+    """The rows of a user's file, each with where it stands; ``what`` they are is said where there is none.
+
+    Raises:
+        UndoProbeError: there is no such file, or it is none that can be read.
+    """
     file = Path(folder).expanduser() / path
     if not file.is_file() or not file.name.lower().endswith(SUFFIXES):
         where = f"below task.text ({folder})" if folder else "here (task.text is empty: give your folder)"
         raise UndoProbeError(
-            f"there are no questions at {path!r} {where}: expected a {', '.join(SUFFIXES)} file"
+            f"there are no {what} at {path!r} {where}: expected a {', '.join(SUFFIXES)} file"
         )
     if file.name.lower().endswith(".parquet"):
         return parquet_rows(file)

@@ -78,11 +78,13 @@ def source_reader(place: str, revision: str) -> Reader:
     return Reader(backend, start, ends[0])
 
 
-def trained_reader(texts: Sequence[Sequence[str]], vocab: int, letters: str) -> Reader:
+def trained_reader(texts: Sequence[Sequence[str]], vocab: int, letters: str = "") -> Reader:
     """A byte-level BPE trained on the texts, in which each letter after a space is one token."""
-    # more often than anything else, so that they are among the first merges
-    often = " ".join(["", *letters])
-    count = max(sum(len(text) for text in listed) for listed in texts)
-    tokenizer = train_tokenizer([[*listed, often * max(1, count // len(often))] for listed in texts], vocab)
+    if letters:
+        # more often than anything else, so that they are among the first merges
+        often = " ".join(["", *letters])
+        count = max(sum(len(text) for text in listed) for listed in texts)
+        texts = [[*listed, often * max(1, count // len(often))] for listed in texts]
+    tokenizer = train_tokenizer(texts, vocab)
     mark = int(tokenizer.token_to_id(BOS) or 0)
     return Reader(tokenizer, (mark,), mark)

@@ -16,7 +16,7 @@ from typing import Any
 
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import file_digest
-from undo_probe.task_config import QuestionSource, TextSource
+from undo_probe.task_config import FactSource, QuestionSource, TextSource
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.gz", ".parquet")
 _WORDS, _SAMPLED, _FEWEST = 8, 4, 4
@@ -131,7 +131,7 @@ def parquet_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[t
         raise UndoProbeError(f"{path} cannot be read as Parquet ({error}): it was cut or damaged") from None
 
 
-def streamed(source: TextSource | QuestionSource, split: str) -> Iterator[tuple[Any, str]]:
+def streamed(source: TextSource | QuestionSource | FactSource, split: str) -> Iterator[tuple[Any, str]]:
     """The rows of a data set, fetched as they are asked for and never as a whole."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
