@@ -7,7 +7,7 @@ from undo_probe.figures.figure import Figure
 from undo_probe.figures.heat import AROUND_ZERO, ROW, colors, heat, map_layout, most_of
 from undo_probe.figures.layout import Panels, draw
 from undo_probe.figures.look import labels, layer_order, plain
-from undo_probe.figures.stream import chain
+from undo_probe.figures.stream import asked, cells_of, chain
 from undo_probe.figures.tables import nothing, number, readings_of, with_interval
 from undo_probe.records import Arm, Reading, TaskWords
 
@@ -44,7 +44,7 @@ def attribution(readings: "pd.DataFrame", words: TaskWords | None = None) -> Fig
             "over the other options, or over all tokens, in logits, the final norm frozen at the model’s own scale; a "
             "row adds up to its last column. Violet adds, orange takes away. Look for components that write the "
             "answer in the original and take it away in the teacher: there it was overwritten, not removed before. A "
-            f"contribution is no cause: what one block writes a later one may cancel. {_agreement(agree, names)}"
+            f"contribution is no cause: what one block writes a later one may cancel. {_agreement(agree, names, words)}"
         ),
         opposite=(
             "a teacher whose early components add what the original’s do, with one late component against them, holds "
@@ -99,14 +99,15 @@ def _summed(found: Sequence[Reading], arm: Arm, parts: Sequence[tuple[str, str |
     return sum(values) if values else None
 
 
-def _agreement(agree: Mapping[Arm, Reading], names: Mapping[Arm, str]) -> str:
+def _agreement(agree: Mapping[Arm, Reading], names: Mapping[Arm, str], words: TaskWords) -> str:
     shown = [a for a in names if a in agree and a.stage in ("unlearned", "distilled")]
     if not shown:
         return ""
     each = ", ".join(
         f"{names[a]} {with_interval(agree[a].value, agree[a].low, agree[a].high)}" for a in shown
     )
-    return f"Cosine of a row’s contributions with the original’s: {each}."
+    size = asked([cells_of(list(agree.values()))], words)
+    return f"Cosine of a row’s contributions with the original’s, with 95% intervals over families{size}: {each}."
 
 
 def _attribution_table(
