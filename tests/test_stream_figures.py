@@ -77,7 +77,8 @@ def test_without_twin_depth_or_oracle_the_picture_says_so(readings: pd.DataFrame
     figure = figures.stream(alone)
     assert len(spec(figure)["data"]) == 1
     assert "This run has no twin" in figure.caption
-    assert "--also depth" in figure.caption
+    assert "no matched oracle" in figure.caption
+    assert "--also depth" in figures.stream(readings.query("measure != 'depth'")).caption
     assert "racle" not in " ".join(figure.table["model"])
 
 

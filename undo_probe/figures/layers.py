@@ -45,7 +45,7 @@ def depth_by_block(readings: "pd.DataFrame", words: TaskWords | None = None) -> 
         arms,
         caption=(
             "The original answers while one block’s output is replaced by another model’s: 0 costs nothing, 1 costs "
-            "as much as the matched oracle’s states do. Intervals are 95% over families"
+            "as much as the matched oracle’s states do. Intervals are 95%"
             f"{asked(list(shown.values()), words)}. Look for the height of a solid line over its dotted twin, which "
             "knows everything: only that excess speaks of removal. In the mapped panel an affine map fitted on retain "
             "states (the stitched form) has taken the change of basis out first, so a twin should lie near 0 there. "
@@ -86,9 +86,9 @@ def lenses(readings: "pd.DataFrame", words: TaskWords | None = None) -> Figure:
         shown,
         arms,
         caption=(
-            "Log-probability of the right answer, in bits a token, on "
+            f"Log-probability of {'the next token' if words.scored else 'the right answer'}, in bits a token, on "
             f"{said(words).rows.format('forget')} if the model stopped after each block; 0 is certainty. Intervals "
-            f"are 95% over families{asked(list(shown.values()), words)}. The original’s decoder is the same for all "
+            f"are 95%{asked(list(shown.values()), words)}. The original’s decoder is the same for all "
             "models and cannot read another basis; after the map it can. The tuned lens was fitted once, on the "
             "original and on retain text. Look for a layer at which the teacher’s line still runs with the "
             f"original’s: there the answer is formed, and only later it is held back. {_lens_fit(readings)}"

@@ -149,7 +149,7 @@ def asked(cells: Sequence[Cells], words: TaskWords) -> str:
     n, clusters = max(sizes)
     kind = "rows" if words.scored else "questions"
     upto = "up to " if len(sizes) > 1 else ""
-    return f" (n = {upto}{n} {kind} in {clusters})"
+    return f" (n = {upto}{n} {kind} in {clusters} families)"
 
 
 def _stream_caption(
@@ -173,8 +173,10 @@ def _stream_caption(
             f" Next: what the original loses when it runs on this model’s states{basis}, from 0 (nothing) to 1 (as "
             "much as with the matched oracle’s)."
         )
+    elif any(arm.stage == "oracle_matched" for arm in arms):
+        text += " How far towards the oracle is not measured: undo-probe score RUN --also depth adds it."
     else:
-        text += " How far towards the oracle is not measured: `undo-probe score RUN --also depth` adds it."
+        text += " This run has no matched oracle to say how far the way to it is."
     text += (
         " Right: the share of the distance that the twin, which lost nothing, shows as well; empty without a twin."
         if twins

@@ -107,7 +107,7 @@ def _agreement(agree: Mapping[Arm, Reading], names: Mapping[Arm, str], words: Ta
         f"{names[a]} {with_interval(agree[a].value, agree[a].low, agree[a].high)}" for a in shown
     )
     size = asked([cells_of(list(agree.values()))], words)
-    return f"Cosine of a row’s contributions with the original’s, with 95% intervals over families{size}: {each}."
+    return f"Cosine of a row’s contributions with the original’s, with 95% intervals{size}: {each}."
 
 
 def _attribution_table(
