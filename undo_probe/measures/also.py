@@ -19,9 +19,9 @@ from undo_probe.measures.battery import Measured, pack, unpack
 from undo_probe.measures.depth import depth_measures
 from undo_probe.measures.junk_direction import junk_direction
 from undo_probe.measures.lens import lens_measures, transfer_measures
-from undo_probe.measures.stitches import Stitched, fit_stitches
+from undo_probe.measures.stitches import MAX_STATES, Stitched, fit_stitches
 from undo_probe.measures.tuned_lens import TunedLens, fit_measures, task_lens, tuned_lens_measures
-from undo_probe.measures.weights import Change, weight_change, weight_measures
+from undo_probe.measures.weights import POINTS, Change, weight_change, weight_measures
 from undo_probe.models import HookedTransformer
 from undo_probe.randomness import derive_seed
 from undo_probe.records import Arm
@@ -126,6 +126,25 @@ ALSO: dict[str, Callable[[Compared], Sequence[Measured]]] = {
 }
 ANCHORED = ("depth",)
 """Measures that cannot do without the matched oracle."""
+
+
+def forward_rows(names: Sequence[str], task: Task, n_layers: int) -> int:
+    """Rows that the models run to measure one arm, at most: maps that several measures share are counted for each."""
+    asked = {split: len(task.rows(split)) for split in ("forget_V", "retain_test")}
+    fit = min(len(task.rows("retain_train")), MAX_STATES)
+    v, retain = asked["forget_V"], asked["retain_test"]
+    stitched = 2 * (fit + v + retain)  # by both models
+    swapped = n_layers + 2  # plain, the other model, and with each block's states
+    layered = 2 * 2 * (n_layers + 1) * (v + retain)  # two models, the whole answer and its first token
+    probed = len(task.rows("forget_T")) + len(task.rows("forget_W")) + v
+    rows = {
+        "depth": 2 * stitched + swapped * (5 * v + 2 * retain),
+        "lens": stitched + layered + (probed if task.probe_targets else 0),
+        "weights": (POINTS + 2) * (v + retain),
+        "tuned_lens": stitched + layered + fit + v + retain,
+        "attribution": 2 * (v + retain),
+    }
+    return sum(rows[name] for name in names)
 
 
 def measure_also(
