@@ -7,7 +7,7 @@ measure is worth something only beyond what accuracy before the attack already s
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -15,9 +15,6 @@ from jaxtyping import Float
 from undo_probe import intervals
 from undo_probe.errors import UndoProbeError
 from undo_probe.figures.look import layer_order
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Values = Float[np.ndarray, " cell"]
 BEFORE = "accuracy before"
@@ -65,11 +62,11 @@ PREDICTORS: dict[str, Predictor] = {
 }
 
 
-def cells(readings: "pd.DataFrame") -> "pd.DataFrame":
-    """A line for every attacked stage in between: seed, arm, alpha, what the attack reached, and every predictor.
+def cells(readings: Any) -> Any:
+    """A table with a line for every attacked stage in between: seed, arm, alpha, what came back, every predictor.
 
     Args:
-        readings: of :func:`undo_probe.replicates.read_runs`.
+        readings: the table of :func:`undo_probe.replicates.read_runs`.
 
     Raises:
         UndoProbeError: nothing in between was attacked.
@@ -90,7 +87,8 @@ def cells(readings: "pd.DataFrame") -> "pd.DataFrame":
     return table.reset_index()
 
 
-def _one_number(found: "pd.DataFrame", predictor: Predictor) -> "pd.Series | None":
+def _one_number(found: Any, predictor: Predictor) -> Any:
+    """Seed and arm to the mean over layers; None where nothing was measured."""
     found = found[found["value"].notna()]
     layers = sorted(set(found["layer"].dropna()), key=layer_order)
     if len(layers) > 1:
@@ -136,25 +134,28 @@ class Foretold:
     cells: int
 
 
-def foretelling(table: "pd.DataFrame") -> list[Foretold]:
+def foretelling(table: Any) -> list[Foretold]:
     """A line for each predictor of :func:`cells`, the best first by what it says beyond accuracy."""
     found = []
     for name in (name for name in PREDICTORS if name in table):
         known = table[table[name].notna() & table[TARGET].notna()]
         seeds = [each for _, each in known.groupby("seed")]
+        before = [each[BEFORE].to_numpy(float) for each in seeds]
         overall = [rank_correlation(*_pair(each, name)) for each in seeds]
         within = [
             _mean([rank_correlation(*_pair(part, name)) for _, part in each.groupby("alpha")])
             for each in seeds
         ]
-        beyond = [partial_correlation(*_pair(each, name), each[BEFORE].to_numpy(float)) for each in seeds]
-        parts = [_over_seeds(values) for values in (overall, within, beyond if name != BEFORE else [])]
-        found.append(Foretold(name, *parts, len(known)))
+        beyond = [
+            partial_correlation(*_pair(each, name), given) for each, given in zip(seeds, before, strict=True)
+        ]
+        rest = None if name == BEFORE else _over_seeds(beyond)
+        found.append(Foretold(name, _over_seeds(overall), _over_seeds(within), rest, len(known)))
     key: Callable[[Foretold], float] = lambda f: -1.0 if f.beyond is None else f.beyond.value  # noqa: E731
     return sorted(found, key=key, reverse=True)
 
 
-def _pair(part: "pd.DataFrame", name: str) -> tuple[Values, Values]:
+def _pair(part: Any, name: str) -> tuple[Values, Values]:
     return part[name].to_numpy(float), part[TARGET].to_numpy(float)
 
 

@@ -82,7 +82,9 @@ def test_each_contribution_is_the_librarys(kind: str) -> None:
     with torch.no_grad():
         _, cache = model.run_with_cache(asked.tokens[:, :-1])
         right = asked.tokens[:, asked.read_position + 1]
-        direction = (model.W_U[:, right] - model.W_U.mean(1, keepdim=True)) * model.ln_final.w[:, None]
+        direction = (model.W_U[:, right] - model.W_U.mean(1, keepdim=True)) * model.get_parameter(
+            "ln_final.w"
+        )[:, None]
         heads = cache.stack_head_results(pos_slice=asked.read_position, apply_ln=True)
         theirs = torch.einsum("crd,dr->cr", heads, direction).double()
         parts, names = cache.decompose_resid(

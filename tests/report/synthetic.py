@@ -443,7 +443,7 @@ HEADS = 2
 def with_stream(readings: pd.DataFrame, twin: str = "twin 0.8") -> pd.DataFrame:
     """The made-up run with ``score.also``: depth, lenses, attribution and weights, each by how far an arm drifted."""
     found = arms(int(readings["seed"].iloc[0]))
-    size = {"n": ROWS, "n_clusters": FAMILIES}
+    size: dict[str, Any] = {"n": ROWS, "n_clusters": FAMILIES}
     more: list[Reading] = []
     for name, arm in found.items():
         far = min(1.0, DRIFT[name])

@@ -77,7 +77,8 @@ def attribute(model: HookedTransformer, rows: TokenSet) -> Attribution:
     # a row's heads, each as wide as the stream, are what takes memory
     width = model.cfg.n_layers * (model.cfg.n_heads + 2) * model.cfg.d_model
     size = max(1, LOGITS // max(width, model.cfg.d_vocab))
-    parts = []
+    parts: list[Tensor] = []
+    components: list[Component] = []
     for start in range(0, len(rows), size):
         part = rows.select(np.arange(start, min(start + size, len(rows))))
         components, written, final = _written(model, part)
