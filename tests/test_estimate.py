@@ -62,6 +62,22 @@ def test_further_attacks_are_counted_too() -> None:
     assert (more.models, more.steps) == (2 * base.models + arms, 2 * base.steps)
 
 
+def test_measures_beside_the_usual_ones_are_priced_by_their_forward_passes(
+    attacked: Run, lines: dict[str, Line]
+) -> None:
+    more = attacked.config.model_copy(
+        update={"score": attacked.config.score.model_copy(update={"also": ("weights", "depth")})}
+    )
+    found = {line.what: line for line in estimate(more).lines}
+    depth, weights = found["score.also: depth"], found["score.also: weights"]
+    assert depth.models == weights.models == len(attacked.arms)
+    assert depth.flops > weights.flops > 0
+    assert depth.seconds > 0
+    rows = len(attacked.task.rows("forget_V")) + len(attacked.task.rows("retain_test"))
+    assert weights.tokens == 11 * rows * len(attacked.arms) * attacked.task.n_ctx
+    assert not [name for name in lines if name.startswith("score.also")]
+
+
 def test_seconds_grow_with_the_steps() -> None:
     short, long = (estimate(preset("smoke", f"original.steps={steps}")) for steps in (100, 10_000))
     pair = [each.lines[0].seconds for each in (short, long)]

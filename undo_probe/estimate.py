@@ -1,5 +1,6 @@
 """What a run will cost, before it runs: a few real steps of every kind on this machine, times the plan."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,6 +9,7 @@ from undo_probe.attacks.recipes import Recipe, recipes
 from undo_probe.attacks.relearn import EVALUATED, attack_once
 from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
+from undo_probe.evaluation import answer_log_probability
 from undo_probe.extrapolate import (
     COPIES,
     FEW_TOKENS,
@@ -18,6 +20,7 @@ from undo_probe.extrapolate import (
     narrow,
     pace,
     peak_bytes,
+    process_peak,
     roughly,
     scaled,
     spent,
@@ -26,6 +29,7 @@ from undo_probe.extrapolate import (
 )
 from undo_probe.families import Shape
 from undo_probe.files import digest
+from undo_probe.measures.also import forward_rows
 from undo_probe.models import HookedTransformer, build, flops_per_token, load_model
 from undo_probe.pipeline import KINDS, length_of, split_seed
 from undo_probe.plan import QUICK, Step, plan
@@ -88,7 +92,8 @@ class Estimate:
     """Rows by stage, the model's size, and the largest memory that the trials of this process took.
 
     ``note`` says what was assumed where nothing was tried in full.
-    ``seconds`` are of one process that does everything in turn; measuring (probes and the like) is not in them.
+    ``seconds`` are of one process that does everything in turn; of measuring only the forward passes of ``score.also``
+    are in them.
     """
 
     lines: tuple[Line, ...]
@@ -156,8 +161,8 @@ def estimate(config: RunConfig) -> Estimate:
         name = _row(step)
         line = _line(name, tried[key], fit["steps"], fit["eval_every"])
         lines[name] = lines[name] + line if name in lines else line
-    attacks = _attacks(config, prices, context)
-    return Estimate((*lines.values(), attacks), prices.parameters, prices.peak(), prices.note)
+    more = [_attacks(config, prices, context), *_also(config, prices)]
+    return Estimate((*lines.values(), *more), prices.parameters, prices.peak(), prices.note)
 
 
 def _prices(config: RunConfig, context: Context) -> "_Tried | _Extrapolated":
@@ -239,6 +244,19 @@ def _attacks(config: RunConfig, prices: "_Tried | _Extrapolated | _Sliced", cont
     return sum(lines[1:], lines[0])
 
 
+def _also(config: RunConfig, prices: "_Tried | _Extrapolated | _Sliced") -> list[Line]:
+    """A line for each measure of ``score.also``, on every model."""
+    models, task = len(plan(config)), prices.task
+    each = prices.row() if config.score.also else (0.0, 0.0)
+    lines = []
+    for name in config.score.also:
+        rows = models * forward_rows([name], task, prices.n_layers)
+        lines.append(
+            Line(f"score.also: {name}", models, 0, rows * task.n_ctx, rows * each[0], rows * each[1])
+        )
+    return lines
+
+
 class _Built:
     """Of a model that is there."""
 
@@ -261,12 +279,12 @@ class _Tried(_Built):
     note = ""
 
     def __init__(self, model: HookedTransformer, task: Task, context: Context) -> None:
-        self._model, self._task, self._context = model, task, context
+        self._model, self.task, self._context = model, task, context
 
     def of(self, trial: Trial) -> Price:
         """Two trials that differ in their steps and both look twice."""
-        trial.run(self._model, self._task, 1, {})  # the first call of a kind pays for what is set up once
-        short, long = (trial.run(self._model, self._task, steps, {}) for steps in (SHORT, LONG))
+        trial.run(self._model, self.task, 1, {})  # the first call of a kind pays for what is set up once
+        short, long = (trial.run(self._model, self.task, steps, {}) for steps in (SHORT, LONG))
         more, device = LONG - SHORT, self._context.device
         each = Ledger(
             flops=(long.flops - short.flops) / more,
@@ -276,16 +294,23 @@ class _Tried(_Built):
         )
         return each, max(0.0, spent(short, device) - SHORT * each.cpu_seconds) / 2
 
+    def row(self) -> tuple[float, float]:
+        """FLOPs and seconds of reading a row, from all of V."""
+        asked, start = self.task.rows("forget_V"), time.process_time()
+        answer_log_probability(self._model, asked)
+        seconds = (time.process_time() - start) / len(asked)
+        return step_cost(self._model, 1, self.task.n_ctx, passes=1).flops, seconds
+
     def peak(self) -> int:
         """The most memory that this process had."""
-        return _peak(self._context.device)
+        return process_peak(self._context.device)
 
 
 class _Extrapolated(_Built):
     """Prices from one-row steps of a narrow model, and the pace of the true one."""
 
     def __init__(self, config: RunConfig, model: HookedTransformer, task: Task, context: Context) -> None:
-        self._model, self._task = model, task
+        self._model, self.task = model, task
         self._micro = config.original.batch_size
         self._thin = narrow(config.model, task, config.seed)
         self._pace = pace(model, task, self._micro, context)
@@ -296,11 +321,16 @@ class _Extrapolated(_Built):
         )
 
     def of(self, trial: Trial) -> Price:
-        one = trial.run(self._thin, glimpse(self._task), 1, {"batch_size": 1, "accumulate": 1})
+        one = trial.run(self._thin, glimpse(self.task), 1, {"batch_size": 1, "accumulate": 1})
         rows = trial.batch_size * trial.accumulate
-        each = scaled(one, self._model, self._thin, self._task, rows)
-        look = forward_seconds(self._model, self._task, trial.looked_at, self._pace)
+        each = scaled(one, self._model, self._thin, self.task, rows)
+        look = forward_seconds(self._model, self.task, trial.looked_at, self._pace)
         return replace(each, cpu_seconds=self._pace.seconds(each)), look
+
+    def row(self) -> tuple[float, float]:
+        """FLOPs and seconds of reading a row, at the pace of training."""
+        flops = step_cost(self._model, 1, self.task.n_ctx, passes=1).flops
+        return flops, flops / self._pace.flops
 
     def peak(self) -> int:
         """What a distilling process will need."""
@@ -312,7 +342,7 @@ class _Sliced:
 
     def __init__(self, config: RunConfig, shape: Shape, task: Task, context: Context) -> None:
         section = config.task if isinstance(config.task, ChoiceConfig) else ChoiceConfig()
-        self._task, self._micro = task, config.distill.batch_size
+        self.task, self._micro = task, config.distill.batch_size
         self._whole = whole(shape, StandIn(section, FEW_TOKENS, task.n_ctx), context)
         self._each = self._whole.flops_per_token(task.n_ctx - 1)
         block = block_slice(shape, 1, SHORT_ROW)
@@ -334,13 +364,17 @@ class _Sliced:
 
     def of(self, trial: Trial) -> Price:
         one = trial.run(self._thin, self._few, 1, {"batch_size": 1, "accumulate": 1})
-        rows, read = trial.batch_size * trial.accumulate, self._task.n_ctx - 1
+        rows, read = trial.batch_size * trial.accumulate, self.task.n_ctx - 1
         width = self._each / flops_per_token(self._thin, SHORT_ROW - 1) * read / (SHORT_ROW - 1)
-        tokens = one.tokens // SHORT_ROW * self._task.n_ctx
+        tokens = one.tokens // SHORT_ROW * self.task.n_ctx
         each = Ledger(flops=one.flops * width * rows, tokens=tokens * rows, steps=1)
-        asked = sum(len(self._task.rows(split)) for split in trial.looked_at)
-        look = asked * read * self._each / self._pace.flops
-        return replace(each, cpu_seconds=self._pace.seconds(each)), look
+        asked = sum(len(self.task.rows(split)) for split in trial.looked_at)
+        return replace(each, cpu_seconds=self._pace.seconds(each)), asked * self.row()[1]
+
+    def row(self) -> tuple[float, float]:
+        """FLOPs and seconds of reading a row, at the pace of one block."""
+        flops = (self.task.n_ctx - 1) * self._each
+        return flops, flops / self._pace.flops
 
     def peak(self) -> int:
         """What a distilling process will need."""
@@ -361,15 +395,3 @@ def _line(name: str, price: Price, steps: int, eval_every: int) -> Line:
     cost, look = price
     seconds = steps * cost.cpu_seconds + (1 + steps // eval_every) * look
     return Line(name, 1, steps, steps * cost.tokens, steps * cost.flops, seconds)
-
-
-def _peak(device: str) -> int:
-    import resource
-    import sys
-
-    import torch
-
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

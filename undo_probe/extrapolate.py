@@ -160,6 +160,17 @@ def peak_bytes(parameters: int, pace: Pace, micro_batch: int) -> int:
     return COPIES * 4 * parameters + pace.relaid + pace.activations * micro_batch
 
 
+def process_peak(device: str) -> int:
+    """The most memory that this process had, in bytes."""
+    import resource
+    import sys
+
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def _loss(model: torch.nn.Module, task: Task, rows: int, context: Context, step: int) -> torch.Tensor:
     batch = task.batch("pretrain", rows, context.seed, step)
     tokens, mask = batch.tokens.to(context.device), batch.answer_mask.to(context.device)

@@ -9,9 +9,12 @@ from undo_probe import intervals
 from undo_probe.attacks.relearn import attack
 from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
+from undo_probe.files import read_json
 from undo_probe.pipeline import run_undo
 from undo_probe.presets import override
+from undo_probe.records import Scorecard
 from undo_probe.scorecard import score
+from undo_probe.store import Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,10 +38,44 @@ def replicate(
     tables = []
     for seed in seeds:
         run = run_undo(override(config, f"seed={seed}"), Path(folder) / str(seed), workers=workers)
-        card = score(attack(run, workers=workers), workers=workers)
-        names = [reading.arm.name for reading in card.readings]
-        tables.append(card.table().assign(arm=names, inner=card.verdict["inner_layer"]))
+        tables.append(_table(score(attack(run, workers=workers), workers=workers)))
     return pd.concat(tables, ignore_index=True)
+
+
+def read_runs(folders: Sequence[str | Path]) -> tuple[list[Run], "pd.DataFrame"]:
+    """Finished runs, one a seed, and their readings as :func:`replicate` gives them; nothing is computed.
+
+    Args:
+        folders: run folders, or folders that hold some.
+
+    Returns:
+        The runs in the order of their seeds, and the readings of all of them.
+
+    Raises:
+        UndoProbeError: there is no scored run, or two have one seed.
+    """
+    import pandas as pd
+
+    found = [place for folder in folders for place in _runs_in(Path(folder))]
+    runs = sorted((Run(place) for place in found), key=lambda run: run.config.seed)
+    seeds = [run.config.seed for run in runs]
+    if not runs or len(set(seeds)) < len(seeds):
+        raise UndoProbeError(
+            f"expected scored runs of different seeds in {', '.join(map(str, folders))}: found seeds {seeds}; "
+            "`undo-probe score RUN` scores one"
+        )
+    cards = [Scorecard.from_dict(read_json(run.folder / "scorecard.json")) for run in runs]
+    return runs, pd.concat([_table(card) for card in cards], ignore_index=True)
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """The folder itself or those directly inside it that are scored."""
+    return [place for place in (folder, *sorted(folder.glob("*"))) if (place / "scorecard.json").is_file()]
+
+
+def _table(card: Scorecard) -> "pd.DataFrame":
+    names = [reading.arm.name for reading in card.readings]
+    return card.table().assign(arm=names, inner=card.verdict["inner_layer"])
 
 
 def by_seed(readings: "pd.DataFrame", asked: str) -> "pd.DataFrame":

@@ -5,10 +5,11 @@ import shutil
 import numpy as np
 import pytest
 import tiny
+import torch
 
 from undo_probe.errors import UndoProbeError
 from undo_probe.measures import Statistic, battery
-from undo_probe.measures.also import ALSO, measure_also
+from undo_probe.measures.also import ALSO, _compared, _identity, forward_rows, measure_also
 from undo_probe.measures.battery import Measured
 from undo_probe.store import Run
 
@@ -66,6 +67,19 @@ def test_a_twin_is_the_control_of_what_a_change_of_basis_moves_too(found: Found)
     assert one(found, "distilled-maxent-0.8", "weight_distance", "all weights").control == ""
 
 
+def test_every_arm_is_read_through_the_originals_lens_and_taken_apart(found: Found) -> None:
+    student, twin = (found[f"distilled-maxent-0.8{end}"] for end in ("", "-twin"))
+    for name in ("tuned", "tuned, mapped"):
+        here = [i for i in student if (i.measure, i.subset, i.task_split) == ("lens_kl", name, "forget")]
+        assert here
+        assert all(item.control == "Twin 0.8" for item in here)
+    assert {item.subset for item in found["original"] if item.measure == "lens_fit"} == {"tuned"}
+    assert not [item for item in student if item.measure == "lens_fit"]
+    lead = one({"a": [i for i in twin if i.task_split == "forget"]}, "a", "attribution", "lead")
+    beside = one({"a": [i for i in student if i.task_split == "forget"]}, "a", "attribution", "lead")
+    assert beside.control_value == pytest.approx(level(lead))
+
+
 def test_only_what_is_missing_is_computed(run: Run, found: Found) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in run.store.folder.rglob("stage.json")}
     again, keys = measure_also(run, ["weights"], 1)
@@ -82,8 +96,38 @@ def test_asking_for_more_leaves_the_batterys_keys_as_they_were(run: Run) -> None
     assert tiny.quick('score.also=["lens"]').score.also == ("lens",)
 
 
+def test_the_forward_passes_of_an_arm_are_at_most_what_is_said(run: Run) -> None:
+    """Counted at the embedding of every model; the oracle's and the lens's fit are made once and kept."""
+    arm = next(arm for arm in run.arms if arm.name == "distilled-maxent-0.8")
+    read = [0]
+
+    def count(_module: object, inputs: tuple[torch.Tensor, ...], _output: object) -> None:
+        read[0] += len(inputs[0])
+
+    for name, lowest in (
+        ("depth", 0.5),
+        ("lens", 0.4),
+        ("weights", 1.0),
+        ("tuned_lens", 0.4),
+        ("attribution", 1.0),
+    ):
+        it = _compared(arm, _identity(run, arm, name), run.config, run.manifest["split_seed"], run.store)
+        handle = torch.nn.modules.module.register_module_forward_hook(
+            lambda m, i, o: count(m, i, o) if type(m).__name__ == "Embed" else None
+        )
+        read[0] = 0
+        try:
+            ALSO[name](it)
+        finally:
+            handle.remove()
+        said = forward_rows([name], it.task, it.model.cfg.n_layers)
+        assert lowest * said <= read[0] <= said, name
+
+
 def test_a_measure_that_is_not_there_is_refused(run: Run) -> None:
-    with pytest.raises(UndoProbeError, match="no measure 'height' to add: there are depth, lens, weights"):
+    with pytest.raises(
+        UndoProbeError, match="no measure 'height' to add: there are depth, lens, weights, tuned_lens"
+    ):
         measure_also(run, ["height"], 1)
     with pytest.raises(UndoProbeError, match="has lens twice"):
         tiny.quick('score.also=["lens","lens"]')

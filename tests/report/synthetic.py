@@ -433,3 +433,61 @@ def write_folder(folder: Path, seed: int = 1, name: str = "tiny", gate: str = "o
     reading_table(found).to_parquet(folder / "readings.parquet")
     curves(seed).to_parquet(folder / "curves.parquet")
     return folder
+
+
+BLOCKS = LAYERS[1:]
+LENS_SUBSETS = ("own", "original's", "mapped", "tuned", "tuned, mapped")
+HEADS = 2
+
+
+def with_stream(readings: pd.DataFrame, twin: str = "twin 0.8") -> pd.DataFrame:
+    """The made-up run with ``score.also``: depth, lenses, attribution and weights, each by how far an arm drifted."""
+    found = arms(int(readings["seed"].iloc[0]))
+    size: dict[str, Any] = {"n": ROWS, "n_clusters": FAMILIES}
+    more: list[Reading] = []
+    for name, arm in found.items():
+        far = min(1.0, DRIFT[name])
+        beside = {"control": found[twin].label, "control_value": DRIFT[twin]} if name == "undo 0.8" else {}
+        for kind, share in (("raw", 1.0), ("stitched", 0.8)):
+            parts = [("all blocks", None), *(("one block", block) for block in BLOCKS)]
+            for part, layer in parts:
+                more.append(_ranged(arm, "depth", f"{kind}, {part}", layer, share * far, **size, **beside))
+        for subset in LENS_SUBSETS:
+            for depth, layer in enumerate(LAYERS):
+                more.append(
+                    _ranged(arm, "lens_log_probability", subset, layer, -1 - far * (3 - depth), **size)
+                )
+        for name_of, layer in _components():
+            more.append(_ranged(arm, "attribution", name_of, layer, 1 - far, **size))
+        more.append(_ranged(arm, "attribution", "lead", None, (1 - far) * len(_components()), **size))
+        more.append(_ranged(arm, "attribution_cosine", "components", None, 1 - far, **size))
+        more.append(Reading(arm, "weight_distance", "forget", "all weights", value=far, n=1, n_clusters=1))
+        for rank in (1.5, 3.0, 9.0):
+            more.append(
+                Reading(arm, "change_stable_rank", "forget", f"W {rank}", value=rank, n=1, n_clusters=1)
+            )
+        apart = arm.stage.startswith(("oracle", "random"))
+        for split in ("forget", "retain"):
+            note = "not applicable: trained from other initial weights" if apart else ""
+            value = None if apart else far
+            more.append(Reading(arm, "barrier", split, "V", value=value, note=note, **size))
+    fit = _ranged(found["original"], "lens_fit", "tuned", LAYERS[0], 0.4, control="plain logit lens",
+                  control_value=1.9, **size)  # fmt: skip
+    last = fit.replace(layer=LAYERS[-1], value=0.0)
+    more += [fit.replace(task_split="retain"), last.replace(task_split="retain")]
+    return pd.concat([readings, reading_table(more)], ignore_index=True)
+
+
+def _components() -> list[tuple[str, str | None]]:
+    found: list[tuple[str, str | None]] = [("embedding", "blocks.0.hook_resid_pre"), ("bias", None)]
+    for block in range(len(BLOCKS)):
+        found += [(f"head {head}", f"blocks.{block}.attn.hook_z") for head in range(HEADS)]
+        found += [
+            ("attention bias", f"blocks.{block}.hook_attn_out"),
+            ("MLP", f"blocks.{block}.hook_mlp_out"),
+        ]
+    return found
+
+
+def _ranged(arm: Arm, measure: str, subset: str, layer: str | None, value: float, **more: Any) -> Reading:
+    return Reading(arm, measure, "forget", subset, layer, value, value - 0.05, value + 0.05, **more)

@@ -108,7 +108,7 @@ def test_the_page_has_headings_in_order_and_a_table_for_every_figure(page: str) 
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
     charts = [attributes for tag, attributes in tags.tags if attributes.get("class") == "chart"]
-    assert len(charts) == 11
+    assert len(charts) == 12
     assert all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
     assert tags.count("figcaption") == len(charts) == page.count("What would have shown the opposite:")
     assert tags.count("table") >= len(charts) + 5
@@ -118,6 +118,21 @@ def test_the_page_has_headings_in_order_and_a_table_for_every_figure(page: str) 
     for tag, attributes in tags.tags:
         if tag == "a":
             assert str(attributes["href"]).removeprefix("#") in names
+
+
+def test_the_residual_streams_chapter_grows_with_what_was_measured(
+    page: str, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "more")
+    table = pd.read_parquet(folder / "readings.parquet")
+    synthetic.with_stream(table).to_parquet(tmp_path / "more" / "readings.parquet")
+    after = render(read_run(tmp_path / "more"))
+    for name in ("stream-depth", "stream-lens", "stream-attribution"):
+        assert f'id="figure-{name}"' in after
+        assert f'id="figure-{name}"' not in page
+    assert 'id="figure-stream"' in page
+    assert "not applicable" in after
+    assert "not applicable" not in page
 
 
 def test_the_words_stand_without_any_script(page: str) -> None:

@@ -3,26 +3,33 @@
 from undo_probe.figures.drift import drift_layers, drift_positions
 from undo_probe.figures.figure import CONFIG, Figure
 from undo_probe.figures.junk import junk
+from undo_probe.figures.layers import depth_by_block, lenses
 from undo_probe.figures.lengths import lengths
 from undo_probe.figures.probes import probes
 from undo_probe.figures.recoveries import recoveries
 from undo_probe.figures.relearning import attacks, relearning
+from undo_probe.figures.stream import stream
 from undo_probe.figures.swept import swept
 from undo_probe.figures.tradeoff import tradeoff
 from undo_probe.figures.training import training
 from undo_probe.figures.variations import variations
+from undo_probe.figures.writers import attribution
 
 __all__ = [
     "CONFIG",
     "Figure",
     "attacks",
+    "attribution",
+    "depth_by_block",
     "drift_layers",
     "drift_positions",
     "junk",
     "lengths",
+    "lenses",
     "probes",
     "recoveries",
     "relearning",
+    "stream",
     "swept",
     "tradeoff",
     "training",

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from undo_probe.figures.figure import Figure
-from undo_probe.figures.layout import Panels, axis, axis_names, draw
+from undo_probe.figures.heat import READ, ROOMY, ROW, at_read, distance_colors, heat, map_layout, short
+from undo_probe.figures.layout import Panels, draw
 from undo_probe.figures.look import in_order, labels, layer_label, layer_order, plain
 from undo_probe.figures.said import said
 from undo_probe.figures.tables import nothing, number, readings_of
@@ -13,13 +14,7 @@ from undo_probe.records import Arm, Reading, TaskWords
 if TYPE_CHECKING:
     import pandas as pd
 
-READ = "="
-"""How readings name the position at which the answer is read, whatever token stands there."""
-_MOVED = ("#F3F6FA", "#C3DDF0", "#7DB8DF", "#2C7FB8", "#083D66")  # pale: where the original is; dark: far
-_AROUND_ONE = ("#7F3B08", "#E0923B", "#F7F5F2", "#8F86BF", "#3B1668")
 _SCORE = "undo-probe score"
-_ROW = 21
-_ROOMY = 8  # columns of which two decimals still fit on a phone
 MEASURES = {
     "relative_distance": "distance / norm of the original",
     "cosine": "cosine with the original",
@@ -31,22 +26,22 @@ MEASURES = {
 def drift_layers(readings: "pd.DataFrame", words: TaskWords | None = None) -> Figure:
     """Layer by arm at the position where the answer is read, forget and retain side by side, one panel a measure."""
     words = words or TaskWords()
-    found = {measure: _at_read(readings_of(readings, measure)) for measure in MEASURES}
+    found = {measure: at_read(readings_of(readings, measure)) for measure in MEASURES}
     found = {measure: rows for measure, rows in found.items() if rows}
     if not found:
         raise nothing("no drift readings yet", _SCORE)
     arms = _moved(in_order(reading.arm for rows in found.values() for reading in rows))
-    grid = Panels([MEASURES[m] for m in found], columns=2, panel_height=_ROW * len(arms), row_gap=86, bottom=40,
+    grid = Panels([MEASURES[m] for m in found], columns=2, panel_height=ROW * len(arms), row_gap=86, bottom=40,
                   gap=0.06)  # fmt: skip
     names = labels(arms)
     traces = [
         _layer_map(rows, arms, names, index, measure) for index, (measure, rows) in enumerate(found.items())
     ]
-    layout = _map_layout(grid, len(arms))
+    layout = map_layout(grid, len(arms))
     tight = {
         f"data.{index}.texttemplate": "%{z:.1f}"
         for index, trace in enumerate(traces)
-        if trace["texttemplate"] and len(trace["z"][0]) > _ROOMY
+        if trace["texttemplate"] and len(trace["z"][0]) > ROOMY
     }
     return Figure(
         name="drift-layers",
@@ -82,18 +77,18 @@ def drift_positions(
     arms = _moved(in_order(reading.arm for reading in found))
     names = labels(arms)
     grid = Panels([plain(layer_label(layer)) for layer in layers], columns=min(3, len(layers)), bottom=44, gap=0.025,
-                  panel_height=_ROW * len(arms))  # fmt: skip
-    scale = _scale([[reading.value for reading in found]], measure)
+                  panel_height=ROW * len(arms))  # fmt: skip
+    shades = distance_colors([[reading.value for reading in found]], measure)
     traces: list[dict[str, Any]] = []
     for index, layer in enumerate(layers):
         at = {(r.arm, r.subset): r.value for r in found if (r.layer or "") == layer}
         values = [[at.get((arm, position)) for position in positions] for arm in arms]
         shown = [plain(_position(position, words)) for position in positions]
-        traces.append(_heat(values, shown, [plain(names[arm]) for arm in arms], index) | scale)
+        traces.append(heat(values, shown, [plain(names[arm]) for arm in arms], index) | shades)
     return Figure(
         name="drift-positions",
         title=f"Where in the {speak.place} the inside moved",
-        plotly=draw(traces, _map_layout(grid, len(arms), type="category")),
+        plotly=draw(traces, map_layout(grid, len(arms), type="category")),
         caption=(
             f"{speak.rows.format('Forget')} only, {MEASURES.get(measure, measure)}, one column a token position; "
             f"other measures read at {words.read_at}. Look for where an unlearned row darkens and its neighbours do "
@@ -110,11 +105,6 @@ def _position(subset: str, words: TaskWords) -> str:
     return words.read_mark if subset == READ else subset.removeprefix("pos ")
 
 
-def _at_read(readings: Sequence[Reading]) -> list[Reading]:
-    known = [reading for reading in readings if reading.value is not None]
-    return [reading for reading in known if reading.subset == READ] or known
-
-
 def _moved(arms: Sequence[Arm]) -> list[Arm]:
     """All arms but the original itself, whose distance to itself says nothing."""
     return [arm for arm in arms if arm.stage != "original" or arm.variant]
@@ -129,59 +119,11 @@ def _layer_map(
     values = [[at.get((arm, split, layer)) for split in splits for layer in layers] for arm in arms]
     columns = [
         [split for split in splits for _ in layers],
-        [plain(_short(layer)) for _ in splits for layer in layers],
+        [plain(short(layer)) for _ in splits for layer in layers],
     ]
-    return _heat(values, columns, [plain(names[arm]) for arm in arms], index) | _scale(values, measure)
-
-
-def _scale(values: list[list[float | None]], measure: str) -> dict[str, Any]:
-    """Dark is far from the original in every panel; a norm can be far on either side of 1."""
-    known = [value for row in values for value in row if value is not None]
-    colors = _MOVED
-    low, high = 0.0, max(1e-9, _most(known))
-    if measure in ("cosine", "cka"):
-        colors, low, high = _MOVED[::-1], min(0.0, *known), 1.0
-    if measure == "norm_ratio":
-        most = max(0.1, _most([abs(value - 1) for value in known]))
-        colors, low, high = _AROUND_ONE, 1 - most, 1 + most
-    scale = [[place / (len(colors) - 1), color] for place, color in enumerate(colors)]
-    return {"colorscale": scale, "zmin": low, "zmax": high}
-
-
-def _most(values: Sequence[float]) -> float:
-    """Where the scale ends: one far arm must not leave all others pale, and every cell says its number anyway."""
-    return sorted(values)[int(0.9 * (len(values) - 1))] if values else 0.0
-
-
-def _short(layer: str) -> str:
-    """A column's name: ``emb`` for the embedding, a number for the state after that block."""
-    label = layer_label(layer)
-    return {"embedding": "emb"}.get(label, label.removeprefix("after block "))
-
-
-def _heat(values: list[list[float | None]], columns: Any, rows: list[str], index: int) -> dict[str, Any]:
-    few = len(values[0]) <= 12 if values else True
-    return {
-        "type": "heatmap",
-        "z": values,
-        "x": columns,
-        "y": rows,
-        "showscale": False,
-        "texttemplate": "%{z:.2f}" if few else "",
-        "textfont": {"size": 11},
-        "xgap": 2,
-        "ygap": 2,
-        "hoverongaps": False,
-        "hovertemplate": "%{y}, %{x}: <b>%{z:.3f}</b><extra></extra>",
-        **axis_names(index),
-    }
-
-
-def _map_layout(grid: Panels, rows: int, **x_axis: Any) -> dict[str, Any]:
-    y_axis = axis(showgrid=False, range=[rows - 0.5, -0.5])
-    layout = grid.layout(axis(showgrid=False, showdividers=False, tickangle=0, **x_axis), y_axis)
-    layout["margin"] = {**layout["margin"], "l": 128}
-    return layout
+    return heat(values, columns, [plain(names[arm]) for arm in arms], index) | distance_colors(
+        values, measure
+    )
 
 
 def _twin_sentence(found: dict[str, list[Reading]]) -> str:

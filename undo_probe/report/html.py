@@ -17,6 +17,7 @@ from undo_probe.report import sections
 from undo_probe.report.folder import RunFiles, read_run, words_of
 from undo_probe.report.intrinsic import intrinsic_table
 from undo_probe.report.verdict import verdict
+from undo_probe.report.weights import weights_table
 
 LARGEST = 8 * 2**20
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -71,6 +72,7 @@ def render(run: RunFiles) -> str:
         shown=_figures(run, words),
         summary=sections.summary_table(run.readings),
         enough=intrinsic_table(run.readings),
+        moved=weights_table(run.readings),
         strata=sections.strata_table(run.readings, words),
         costs=costs,
         totals=sections.total_cost(costs),
@@ -128,6 +130,10 @@ def _figures(run: RunFiles, words: TaskWords) -> dict[str, Shown]:
         "bits_retain": lambda: figures.probes(readings, task_split="retain", words=words),
         "accuracy": lambda: figures.probes(readings, "accuracy", words=words),
         "accuracy_retain": lambda: figures.probes(readings, "accuracy", "retain", words),
+        "stream": lambda: figures.stream(readings, words),
+        "depth": lambda: figures.depth_by_block(readings, words),
+        "lenses": lambda: figures.lenses(readings, words),
+        "attribution": lambda: figures.attribution(readings, words),
         "drift_layers": lambda: figures.drift_layers(readings, words),
         "drift_positions": lambda: figures.drift_positions(readings, words=words),
         "junk": lambda: figures.junk(readings, words),
