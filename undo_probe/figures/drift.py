@@ -83,13 +83,13 @@ def drift_positions(
     names = labels(arms)
     grid = Panels([plain(layer_label(layer)) for layer in layers], columns=min(3, len(layers)), bottom=44, gap=0.025,
                   panel_height=_ROW * len(arms))  # fmt: skip
-    scale = _scale([[reading.value for reading in found]], measure)
+    scale = map_scale([[reading.value for reading in found]], measure)
     traces: list[dict[str, Any]] = []
     for index, layer in enumerate(layers):
         at = {(r.arm, r.subset): r.value for r in found if (r.layer or "") == layer}
         values = [[at.get((arm, position)) for position in positions] for arm in arms]
         shown = [plain(_position(position, words)) for position in positions]
-        traces.append(_heat(values, shown, [plain(names[arm]) for arm in arms], index) | scale)
+        traces.append(heat(values, shown, [plain(names[arm]) for arm in arms], index) | scale)
     return Figure(
         name="drift-positions",
         title=f"Where in the {speak.place} the inside moved",
@@ -129,12 +129,12 @@ def _layer_map(
     values = [[at.get((arm, split, layer)) for split in splits for layer in layers] for arm in arms]
     columns = [
         [split for split in splits for _ in layers],
-        [plain(_short(layer)) for _ in splits for layer in layers],
+        [plain(short_layer(layer)) for _ in splits for layer in layers],
     ]
-    return _heat(values, columns, [plain(names[arm]) for arm in arms], index) | _scale(values, measure)
+    return heat(values, columns, [plain(names[arm]) for arm in arms], index) | map_scale(values, measure)
 
 
-def _scale(values: list[list[float | None]], measure: str) -> dict[str, Any]:
+def map_scale(values: list[list[float | None]], measure: str) -> dict[str, Any]:
     """Dark is far from the original in every panel; a norm can be far on either side of 1."""
     known = [value for row in values for value in row if value is not None]
     colors = _MOVED
@@ -153,13 +153,14 @@ def _most(values: Sequence[float]) -> float:
     return sorted(values)[int(0.9 * (len(values) - 1))] if values else 0.0
 
 
-def _short(layer: str) -> str:
+def short_layer(layer: str) -> str:
     """A column's name: ``emb`` for the embedding, a number for the state after that block."""
     label = layer_label(layer)
     return {"embedding": "emb"}.get(label, label.removeprefix("after block "))
 
 
-def _heat(values: list[list[float | None]], columns: Any, rows: list[str], index: int) -> dict[str, Any]:
+def heat(values: list[list[float | None]], columns: Any, rows: list[str], index: int) -> dict[str, Any]:
+    """A heat map's trace in panel ``index``; numbers are written into the cells where there is room."""
     few = len(values[0]) <= 12 if values else True
     return {
         "type": "heatmap",
