@@ -333,15 +333,16 @@ class ProbeConfig(Section):
     max_rows: Count = 800
 
 
-Also = Literal["depth", "lens", "weights"]
+Also = Literal["depth", "lens", "weights", "tuned_lens", "attribution"]
 
 
 class ScoreConfig(Section):
     """What the scorecard measures.
 
     ``also`` names measures beside the usual ones: ``depth``, from which block on the states no longer carry the
-    answer (by patching them into the original); ``lens``, the answer read after every block; ``weights``, how far and
-    where to training moved.
+    answer (by patching them into the original); ``lens``, the answer read after every block; ``tuned_lens``, the same
+    through maps fitted once on the original; ``attribution``, which heads and MLPs write the answer; ``weights``, how
+    far and where to training moved.
     """
 
     probes: ProbeConfig = ProbeConfig()

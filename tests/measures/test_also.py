@@ -66,6 +66,19 @@ def test_a_twin_is_the_control_of_what_a_change_of_basis_moves_too(found: Found)
     assert one(found, "distilled-maxent-0.8", "weight_distance", "all weights").control == ""
 
 
+def test_every_arm_is_read_through_the_originals_lens_and_taken_apart(found: Found) -> None:
+    student, twin = (found[f"distilled-maxent-0.8{end}"] for end in ("", "-twin"))
+    for name in ("tuned", "tuned, mapped"):
+        here = [i for i in student if (i.measure, i.subset, i.task_split) == ("lens_kl", name, "forget")]
+        assert here
+        assert all(item.control == "Twin 0.8" for item in here)
+    assert {item.subset for item in found["original"] if item.measure == "lens_fit"} == {"tuned"}
+    assert not [item for item in student if item.measure == "lens_fit"]
+    lead = one({"a": [i for i in twin if i.task_split == "forget"]}, "a", "attribution", "lead")
+    beside = one({"a": [i for i in student if i.task_split == "forget"]}, "a", "attribution", "lead")
+    assert beside.control_value == pytest.approx(level(lead))
+
+
 def test_only_what_is_missing_is_computed(run: Run, found: Found) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in run.store.folder.rglob("stage.json")}
     again, keys = measure_also(run, ["weights"], 1)
@@ -83,7 +96,9 @@ def test_asking_for_more_leaves_the_batterys_keys_as_they_were(run: Run) -> None
 
 
 def test_a_measure_that_is_not_there_is_refused(run: Run) -> None:
-    with pytest.raises(UndoProbeError, match="no measure 'height' to add: there are depth, lens, weights"):
+    with pytest.raises(
+        UndoProbeError, match="no measure 'height' to add: there are depth, lens, weights, tuned_lens"
+    ):
         measure_also(run, ["height"], 1)
     with pytest.raises(UndoProbeError, match="has lens twice"):
         tiny.quick('score.also=["lens","lens"]')

@@ -63,7 +63,8 @@ def compare(
         names: what to call ``a`` and ``b``.
         seed: of the choice of rows and halves.
         max_rows: rows of a split, at most.
-        also: parts beside behaviour and geometry, all by default: ``lens``, ``stitches``, ``probes``, ``depth``.
+        also: parts beside behaviour and geometry, all by default: ``lens``, ``tuned``, ``stitches``,
+            ``probes``, ``depth``, ``attribution``.
 
     Returns:
         A :class:`Comparison`. Of models of different width only what no basis is needed for; of different depth, layers at
@@ -109,7 +110,7 @@ def _measured(pair: Pair, also: Sequence[str]) -> list[Found]:
 def _beside(pair: Pair, other: Subject, also: Sequence[str]) -> list[Found]:
     """The same measures of another model against ``a``; its states are gone afterwards."""
     side = Side(other.model, other.name, pair.a.asked)
-    return _measured(Pair(pair.a, side, pair.task, pair.seed, pair.gold, floors=False), also)
+    return _measured(Pair(pair.a, side, pair.task, pair.seed, pair.gold, floors=False, first=pair), also)
 
 
 def _apart(subjects: Sequence[Subject]) -> tuple[str, str]:

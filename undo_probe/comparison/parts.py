@@ -14,16 +14,21 @@ from undo_probe.activations import residual_names
 from undo_probe.comparison.sides import ANSWER, READ, Asked, Side
 from undo_probe.evaluation import row_scores
 from undo_probe.measures import ItemScores, Statistic
+from undo_probe.measures.attribution import Attribution, attribute, compare_attributions
 from undo_probe.measures.depth import depth_of, drops
+from undo_probe.measures.folds import INNER_PARTS, deal_families
 from undo_probe.measures.geometry import Floored, Named, row_geometry, shape_geometry, spread
-from undo_probe.measures.lens import decode, token_values, transfer_measures
+from undo_probe.measures.lens import Reader, decode, token_values, transfer_measures
 from undo_probe.measures.patching import Place, places
 from undo_probe.measures.stitches import Stitched, answer_positions, fit_stitches
 from undo_probe.models import HookedTransformer
+from undo_probe.randomness import derive_seed
 from undo_probe.tasks.protocol import Task, TokenSet
 
 LENS_LAYERS, PATCHED_BLOCKS, PATCHED_ROWS = 13, 8, 128
 """Of deep models and many rows so many are read by the lens and patched, evenly spread."""
+TUNED_SIZE = 2**24
+"""Width x vocabulary x layers up to which the tuned lens is trained."""
 
 
 class Found(NamedTuple):
@@ -38,7 +43,10 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """The model that is compared with ``a``, on the same rows, and what measures of the two share."""
+    """The model that is compared with ``a``, on the same rows, and what measures of the two share.
+
+    A twin and a second seed are pairs of their own, which take what was fitted to ``a`` from the ``first`` one.
+    """
 
     a: Side
     b: Side
@@ -46,6 +54,7 @@ class Pair:
     seed: int
     gold: HookedTransformer | None = None
     floors: bool = True
+    first: "Pair | None" = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -73,6 +82,32 @@ class Pair:
         if self.a.model.cfg.n_layers != self.b.model.cfg.n_layers:
             return None
         return fit_stitches(self.b.model, self.a.model, self.task, self.seed)
+
+    @cached_property
+    def tuned(self) -> TunedLens:
+        """A's tuned lens at the layers that lenses read; of a large model only its start, the closed form."""
+        if self.first is not None:
+            return self.first.tuned
+        a, seed = self.a.model, derive_seed(self.seed, "compare tuned lens")
+        hooks = [hook for hook, _ in evenly(self.hooks, LENS_LAYERS)]
+        rows = fit_rows(self.task, seed)
+        part = deal_families(answer_families(rows), INNER_PARTS, seed)
+        steps = STEPS if a.cfg.d_model * a.cfg.d_vocab * len(hooks) <= TUNED_SIZE else 0
+        if not steps:
+            self.notes.append("the tuned lens is the closed form: too many parameters to be trained here")
+        return fit_tuned_lens(a, answer_states(a, rows, hooks), torch.from_numpy(part == 0), seed, steps)
+
+    @cached_property
+    def own_probes(self) -> list[ItemScores]:
+        """What probes of ``a`` read in ``a``."""
+        return self.first.own_probes if self.first else transfer_measures(self.a.model, self.a.model, self.task)
+
+    @cached_property
+    def written(self) -> dict[str, Attribution]:
+        """Split to what each component of ``a`` writes of the answer."""
+        if self.first is not None:
+            return self.first.written
+        return {asked.split: attribute(self.a.model, asked.rows) for asked in self.a.asked}
 
     def halves(self, asked: Asked) -> Sequence[np.ndarray]:
         """The halvings that floors come from; none where the floor is a second seed."""
@@ -134,45 +169,58 @@ def geometry(pair: Pair) -> list[Found]:
 
 def lens(pair: Pair) -> list[Found]:
     """The answer by layer through b's own decoder, through a's, and through a's after the map to its basis."""
+    a, b = pair.a.model, pair.b.model
+    readers = {"own": Reader(lambda _, h: decode(b, h), lambda _, h: decode(a, h))}
+    if pair.one_width:
+        readers["a's"] = Reader(lambda _, h: decode(a, h), readers["own"].base)
+    if pair.stitched is not None:
+        maps = pair.stitched.maps
+        readers["mapped"] = Reader(lambda hook, h: decode(a, maps[hook](h)), readers["own"].base, frozenset(maps))
+    return _through(pair, readers)
+
+
+def tuned(pair: Pair) -> list[Found]:
+    """The same through a's tuned lens, which was fitted on retain rows of a and is applied to b unchanged."""
+    if not pair.one_width:
+        pair.notes.append("no tuned lens between models of different width")
+        return []
+    read = pair.tuned.logits
+    readers = {"tuned": Reader(read, read)}
+    if pair.stitched is not None:
+        maps = pair.stitched.maps
+        readers["tuned, mapped"] = Reader(lambda hook, h: read(hook, maps[hook](h)), read, frozenset(maps))
+    return _through(pair, readers)
+
+
+def _through(pair: Pair, readers: Mapping[str, Reader]) -> list[Found]:
     found: list[Found] = []
     for asked in pair.a.asked:
         for hooks in evenly(pair.hooks, LENS_LAYERS):
-            found += _lens_at(pair, asked, *hooks)
+            for name, reader in readers.items():
+                # on retain rows a map would be read where it was fitted
+                fitted = name.endswith("mapped") and asked.split == "retain"
+                if not fitted and (reader.only is None or hooks[0] in reader.only):
+                    found += _lens_at(pair, asked, name, reader, *hooks)
     return found
 
 
-def _lens_at(pair: Pair, asked: Asked, hook_a: str, hook_b: str) -> list[Found]:
-    a, b = pair.a.model, pair.b.model
-    readers: dict[str, Callable[[Tensor], Tensor]] = {"own": lambda h: decode(b, h)}
-    if pair.one_width:
-        readers["a's"] = lambda h: decode(a, h)
-    # on retain rows the map would be read where it was fitted
-    if pair.stitched is not None and hook_a in pair.stitched.maps and asked.split != "retain":
-        stitch = pair.stitched.maps[hook_a]
-        readers["mapped"] = lambda h: decode(a, stitch(h))
+def _lens_at(pair: Pair, asked: Asked, name: str, reader: Reader, hook_a: str, hook_b: str) -> list[Found]:
     values: dict[tuple[str, str], list[Tensor]] = {}
-    for rows in asked.chunks(a.cfg.d_vocab):
-        theirs = decode(a, pair.a.at_answers(asked, hook_a)[rows]).log_softmax(-1)
-        targets = asked.targets[rows]
-        level = token_values(theirs, theirs, targets)
-        states = pair.b.at_answers(asked, hook_b)[rows]
-        for reader, read in {"a": None, **readers}.items():
-            each = level if read is None else token_values(read(states), theirs, targets)
-            for measure, value in each.items():
-                values.setdefault((measure, reader), []).append(value)
-    mean = {
-        key: asked.mean(torch.cat(parts).log2() if key[0] == "lens_rank" else torch.cat(parts))
-        for key, parts in values.items()
-    }
-    found: list[Found] = []
-    for reader in readers:
-        named = (asked.split, reader, hook_a)
-        kl = ItemScores("lens_kl", *named, "bits a token", mean["lens_kl", reader], asked.families)
-        found.append(_found(pair, asked, ANSWER, kl))
-        for measure, unit in (("lens_log_probability", "bits a token"), ("lens_rank", "log2 rank")):
-            levels = mean[measure, "a"], mean[measure, reader]
-            found.append(_change(pair, asked, ANSWER, measure, *named, unit, *levels))
-    return found
+    for rows in asked.chunks(pair.a.model.cfg.d_vocab):
+        theirs = reader.base(hook_a, pair.a.at_answers(asked, hook_a)[rows]).log_softmax(-1)
+        ours = reader.read(hook_a, pair.b.at_answers(asked, hook_b)[rows])
+        for side, logits in (("a", theirs), ("b", ours)):
+            for measure, value in token_values(logits, theirs, asked.targets[rows]).items():
+                value = value.log2() if measure == "lens_rank" else value
+                values.setdefault((measure, side), []).append(value)
+    mean = {key: asked.mean(torch.cat(parts)) for key, parts in values.items()}
+    named = (asked.split, name, hook_a)
+    kl = ItemScores("lens_kl", *named, "bits a token", mean["lens_kl", "b"], asked.families)
+    changes = [
+        _change(pair, asked, ANSWER, measure, *named, unit, mean[measure, "a"], mean[measure, "b"])
+        for measure, unit in (("lens_log_probability", "bits a token"), ("lens_rank", "log2 rank"))
+    ]
+    return [_found(pair, asked, ANSWER, kl), *changes]
 
 
 def stitches(pair: Pair) -> list[Found]:
@@ -193,7 +241,7 @@ def transfer(pair: Pair) -> list[Found]:
         return []
     maps = pair.stitched.maps if pair.stitched else None
     a, b, task = pair.a.model, pair.b.model, pair.task
-    own = {(each.subset, each.layer): each.values for each in transfer_measures(a, a, task)}
+    own = {(each.subset, each.layer): each.values for each in pair.own_probes}
     refitted = [("probe_refitted", each) for each in transfer_measures(b, b, task)]
     carried = [("probe_transferred", each) for each in transfer_measures(b, a, task, maps)]
     found = []
@@ -241,9 +289,36 @@ def _depths(pair: Pair, rows: TokenSet, blocks: list[Place], reading: str, drop:
     return found
 
 
+def attribution(pair: Pair) -> list[Found]:
+    """What each head, MLP and the embedding adds to the answer's lead over its rivals, and how that changes."""
+    if not pair.one_shape:
+        pair.notes.append("nothing is attributed to heads between models of different shape")
+        return []
+    found: list[Found] = []
+    for asked in pair.a.asked:
+        theirs, ours = pair.written[asked.split], attribute(pair.b.model, asked.rows)
+        items = compare_attributions(ours, theirs, asked.rows, asked.split)
+        levels = {(each.subset, each.layer): each.values for each in items if each.measure == "attribution"}
+        for each in items:
+            if each.measure == "attribution_cosine":
+                found.append(_found(pair, asked, READ, each))
+            if each.measure == "attribution_change":
+                level = levels[each.subset, each.layer]
+                named = ("attribution", asked.split, each.subset, each.layer, each.unit)
+                found.append(_change(pair, asked, READ, *named, level - each.values, level))
+    return found
+
+
 # name -> part: what `also` may leave out or add to; behaviour and geometry always run
 BASE: Mapping[str, Part] = {"behaviour": behaviour, "geometry": geometry}
-PARTS: Mapping[str, Part] = {"lens": lens, "stitches": stitches, "probes": transfer, "depth": depth}
+PARTS: Mapping[str, Part] = {
+    "lens": lens,
+    "tuned": tuned,
+    "stitches": stitches,
+    "probes": transfer,
+    "depth": depth,
+    "attribution": attribution,
+}
 
 
 def evenly(items: Sequence[Any], most: int) -> list[Any]:

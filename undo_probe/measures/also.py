@@ -1,4 +1,4 @@
-"""Measures beside the battery, made where ``score.also`` asks for them: depth, lens, weights.
+"""Measures beside the battery, made where ``score.also`` asks for them: depth, lenses, attribution, weights.
 
 Each is stored by itself, so that asking for one more computes only that one.
 """
@@ -14,11 +14,13 @@ from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.jobs import Job, OnEvent, run_jobs, values_of
 from undo_probe.measures import Statistic
+from undo_probe.measures.attribution import attribution_measures
 from undo_probe.measures.battery import Measured, pack, unpack
 from undo_probe.measures.depth import depth_measures
 from undo_probe.measures.junk_direction import junk_direction
 from undo_probe.measures.lens import lens_measures, transfer_measures
 from undo_probe.measures.stitches import Stitched, fit_stitches
+from undo_probe.measures.tuned_lens import TunedLens, fit_measures, task_lens, tuned_lens_measures
 from undo_probe.measures.weights import Change, weight_change, weight_measures
 from undo_probe.models import HookedTransformer
 from undo_probe.randomness import derive_seed
@@ -29,7 +31,10 @@ from undo_probe.tasks import Task, asked_task, build_task
 
 VERSION = 1
 GOLD = "oracle_matched"
-BESIDE_TWIN = ("depth", "patch_drop", "lens_log_probability", "lens_rank", "lens_kl", "transfer_accuracy")
+BESIDE_TWIN = (
+    "depth", "patch_drop", "lens_log_probability", "lens_rank", "lens_kl", "transfer_accuracy", "attribution",
+    "attribution_change", "attribution_cosine",
+)  # fmt: skip
 """Measures that a change of basis moves too: a twin's value is their control."""
 
 
@@ -51,6 +56,7 @@ class Compared:
     related: bool
     tensors: dict[str, Tensor]
     gold_stitched: Callable[[], Stitched]
+    lens: Callable[[], TunedLens]
 
     @property
     def seed(self) -> int:
@@ -100,12 +106,26 @@ def _weights(it: Compared) -> Sequence[Measured]:
     return weight_measures(it.model, it.original, it.task, it.related, it.changes)
 
 
+def _tuned_lens(it: Compared) -> Sequence[Measured]:
+    lens = it.lens()
+    own = fit_measures(it.task, lens) if it.arm.name == "original" else []
+    return [*tuned_lens_measures(it.model, it.task, lens, it.stitched.maps), *own]
+
+
+def _attribution(it: Compared) -> Sequence[Measured]:
+    return attribution_measures(it.model, it.original, it.task)
+
+
 # name -> measure: adding one is a function, a line, and its name in config.Also
 ALSO: dict[str, Callable[[Compared], Sequence[Measured]]] = {
     "depth": _depth,
     "lens": _lens,
     "weights": _weights,
+    "tuned_lens": _tuned_lens,
+    "attribution": _attribution,
 }
+ANCHORED = ("depth",)
+"""Measures that cannot do without the matched oracle."""
 
 
 def measure_also(
@@ -117,15 +137,16 @@ def measure_also(
     same alpha.
 
     Raises:
-        UndoProbeError: there is no measure of that name, or the run has no matched oracle.
+        UndoProbeError: there is no measure of that name, or one needs the matched oracle and the run has none.
     """
     unknown = [name for name in names if name not in ALSO]
     if unknown:
         raise UndoProbeError(f"there is no measure {unknown[0]!r} to add: there are {', '.join(ALSO)}")
-    if names and GOLD not in run.keys:
+    anchored = [name for name in names if name in ANCHORED]
+    if anchored and GOLD not in run.keys:
         raise UndoProbeError(
-            f"{', '.join(names)} would be read beside the matched oracle, which this run does not have, because its "
-            "original was loaded (original.source): leave score.also empty"
+            f"{', '.join(anchored)} would be read beside the matched oracle, which this run does not have, because its "
+            "original was loaded (original.source): leave it out of score.also"
         )
     what = {arm.name: {name: _identity(run, arm, name) for name in names} for arm in run.arms}
     keys = {
@@ -188,7 +209,9 @@ def job(
 
 def _identity(run: Run, arm: Arm, name: str) -> dict[str, Any]:
     """What the store key of one measure of one arm is the hash of."""
-    wanted = [arm.name, "original", GOLD, *_parents(run, arm.name)]
+    # without a matched oracle nothing is read beside it, and the original holds its place
+    gold = GOLD if GOLD in run.keys else "original"
+    wanted = [arm.name, "original", gold, *_parents(run, arm.name)]
     return {
         "kind": "measures also",
         "version": VERSION,
@@ -232,6 +255,7 @@ def _compared(arm: Arm, what: dict[str, Any], config: RunConfig, split_seed: int
         what["settings"]["related"],
         store.tensors(own),
         lambda: _gold_stitched(str(store.folder), gold, original, task, what["seed"]),
+        lambda: _lens_of(str(store.folder), original, task, what["seed"]),
     )
 
 
@@ -240,6 +264,12 @@ def _gold_stitched(folder: str, gold: str, original: str, task: Task, seed: int)
     """The oracle's maps: a worker measures several arms of one task, and they are the same for all."""
     store = Store(folder)
     return fit_stitches(store.model(gold), store.model(original), task, seed)
+
+
+@lru_cache(maxsize=1)
+def _lens_of(folder: str, original: str, task: Task, seed: int) -> TunedLens:
+    """The original's tuned lens, the same for all arms."""
+    return task_lens(Store(folder).model(original), task, seed)
 
 
 def _place(item: Measured) -> tuple[str, str, str, str | None]:

@@ -25,6 +25,19 @@ from undo_probe.tasks.protocol import Task, TokenSet, join
 Decode = Callable[[str, Tensor], Tensor]
 """Hook name and states to logits."""
 
+
+@dataclass(frozen=True)
+class Reader:
+    """How a model's states are decoded, and how the original's are that the divergence is taken from.
+
+    ``hooks`` are the points that it reads; None for all.
+    """
+
+    read: Decode
+    base: Decode
+    hooks: frozenset[str] | None = None
+
+
 UNITS = {
     "lens_log_probability": "bits a token",
     "lens_rank": "rank (1 is first)",
@@ -52,19 +65,25 @@ def lens_measures(
         several and a row is scored as a whole; ``lens_kl``, divergence from the original's own lens at that layer.
         Of the original, divergence is 0; at the last layer, the own decoder's reading is the model's own answer.
     """
-    decoders: dict[str, Decode] = {
-        "own": lambda hook, h: decode(model, h),
-        "original's": lambda hook, h: decode(original, h),
-    }
+    plain: Decode = lambda hook, h: decode(original, h)  # noqa: E731
+    readers = {"own": Reader(lambda hook, h: decode(model, h), plain), "original's": Reader(plain, plain)}
     if stitches is not None:
-        decoders["mapped"] = lambda hook, h: decode(original, stitches[hook](h))
+        mapped = Reader(lambda hook, h: decode(original, stitches[hook](h)), plain, frozenset(stitches))
+        readers["mapped"] = mapped
+    return lens_readings(model, original, task, readers)
+
+
+def lens_readings(
+    model: HookedTransformer, original: HookedTransformer, task: Task, readers: Mapping[str, Reader]
+) -> list[ItemScores]:
+    """What each reader makes of every layer's states: the readings of :func:`lens_measures`, one subset a reader."""
     found: list[ItemScores] = []
     for split in ("forget", "retain"):
         rows = asked_rows(task, split)
         for name, part in _tokens_read(rows, task.metric == "exact").items():
             for hook in residual_names(model):
-                known = {d: read for d, read in decoders.items() if d != "mapped" or hook in (stitches or {})}
-                found += _layer(model, original, rows, part, hook, known, split, name)
+                here = {d: r for d, r in readers.items() if r.hooks is None or hook in r.hooks}
+                found += _layer(model, original, rows, part, hook, here, split, name)
     return found
 
 
@@ -73,8 +92,16 @@ def decode(
 ) -> Float[Tensor, "*rows d_vocab"]:
     """Logits from residual states that have not been through the final norm yet, in float32 on the CPU."""
     with torch.no_grad():
-        device = next(model.parameters()).device
-        return model.unembed(model.ln_final(states.to(device))).float().cpu()
+        return decoded(model, states).cpu()
+
+
+def decoded(
+    model: HookedTransformer, states: Float[Tensor, "*rows d_model"]
+) -> Float[Tensor, "*rows d_vocab"]:
+    """:func:`decode` where the model is, with gradients; a model's soft cap on its logits is part of it."""
+    logits = model.unembed(model.ln_final(states.to(next(model.parameters()).device))).float()
+    cap = model.cfg.output_logits_soft_cap
+    return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
 
 def transfer_measures(
@@ -156,7 +183,7 @@ def _layer(
     rows: TokenSet,
     part: _Read,
     hook: str,
-    decoders: dict[str, Decode],
+    readers: Mapping[str, Reader],
     split: str,
     name: str,
 ) -> list[ItemScores]:
@@ -167,9 +194,9 @@ def _layer(
         tokens = rows.tokens[chunk]
         ours = harvest_points(model, tokens, [hook], part.positions)[hook]
         theirs = harvest_points(original, tokens, [hook], part.positions)[hook]
-        base = decode(original, theirs).log_softmax(-1)
-        for decoder, read in decoders.items():
-            logits = read(hook, ours)
+        bases = {base: base(hook, theirs).log_softmax(-1) for base in {r.base for r in readers.values()}}
+        for decoder, reader in readers.items():
+            logits, base = reader.read(hook, ours), bases[reader.base]
             for measure, each in token_values(logits, base, part.targets[chunk]).items():
                 mean = (each * part.counts[chunk]).sum(1) / part.counts[chunk].sum(1)
                 values.setdefault((measure, decoder), []).append(mean)

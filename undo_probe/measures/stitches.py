@@ -1,10 +1,11 @@
 """The maps from a model's states to the original's, fitted on retain questions, and how far they can be trusted."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from undo_probe.activations import harvest_points
@@ -62,14 +63,11 @@ def fit_stitches(
         explains on held-out retain states and on forget states, and ``stitch_outside``, the share of the forget
         states' variance outside the span that the map was fitted on (control: held-out retain states).
     """
-    rows = task.rows("retain_train")
-    wanted = max(1, MAX_STATES // max(1, int(rows.answer_mask[:, 1:].sum()) // len(rows)))
-    if len(rows) > wanted:
-        rows = rows.select(sample_families(rows.families, wanted, derive_seed(seed, "stitch rows")))
+    rows = fit_rows(task, seed)
     sets = {"fit": rows, "retain": asked_rows(task, "retain"), "forget": asked_rows(task, "forget")}
     ours = {name: answer_states(model, part) for name, part in sets.items()}
     theirs = {name: answer_states(original, part) for name, part in sets.items()}
-    families = {name: _answer_families(part) for name, part in sets.items()}
+    families = {name: answer_families(part) for name, part in sets.items()}
     part = deal_families(families["fit"], INNER_PARTS, derive_seed(seed, "stitch penalty"))
     maps, checks = {}, []
     for hook in block_outputs(original):
@@ -79,15 +77,27 @@ def fit_stitches(
     return Stitched(maps, checks)
 
 
-def answer_states(model: HookedTransformer, rows: TokenSet) -> dict[str, Float[Tensor, "state d_model"]]:
-    """Every block's output where a token of the answer is predicted, row by row."""
+def fit_rows(task: Task, seed: int) -> TokenSet:
+    """The training retain rows that maps are fitted on: whole families, about :data:`MAX_STATES` answer tokens."""
+    rows = task.rows("retain_train")
+    wanted = max(1, MAX_STATES // max(1, int(rows.answer_mask[:, 1:].sum()) // len(rows)))
+    if len(rows) <= wanted:
+        return rows
+    return rows.select(sample_families(rows.families, wanted, derive_seed(seed, "stitch rows")))
+
+
+def answer_states(
+    model: HookedTransformer, rows: TokenSet, hooks: Sequence[str] | None = None
+) -> dict[str, Float[Tensor, "state d_model"]]:
+    """The residual stream where a token of the answer is predicted, row by row; every block's output by default."""
     positions = answer_positions(rows)
     kept = rows.answer_mask[:, 1:][:, positions]
-    found = harvest_points(model, rows.tokens, block_outputs(model), positions)
+    found = harvest_points(model, rows.tokens, hooks or block_outputs(model), positions)
     return {hook: states[kept] for hook, states in found.items()}
 
 
-def _answer_families(rows: TokenSet) -> np.ndarray:
+def answer_families(rows: TokenSet) -> Shaped[np.ndarray, " state"]:
+    """The family of each state of :func:`answer_states`."""
     return np.repeat(rows.families, rows.answer_mask[:, 1:].sum(1).numpy())
 
 
