@@ -53,8 +53,8 @@ def compare(
         a: the model that is the reference: a HookedTransformer, a folder or hub id, or ``RUN:arm``.
         b: the model that is compared with it.
         task: a task or its configuration, a preset's name, a run folder, or prompts by split: ``{"forget": [...],
-            "retain": [...], "neutral": [...]}`` of texts, (prompt, answer) pairs or token ids (or a JSON file of texts). By
-            default that of the run that ``a`` is an arm of.
+            "retain": [...], "neutral": [...]}`` of texts, (prompt, answer) pairs or token ids (or a JSON file of them).
+            By default that of the run that ``a`` is an arm of.
         twin: a model that lost nothing but its basis, such as the student of the original; stands beside every figure.
         second_seed: ``a`` again from another seed; then it is the noise floor, otherwise halves of the prompts are.
         gold: a model that never knew, for the depth score.
@@ -67,8 +67,8 @@ def compare(
             ``probes``, ``depth``, ``attribution``.
 
     Returns:
-        A :class:`Comparison`. Of models of different width only what no basis is needed for; of different depth, layers at
-        the same relative depth.
+        A :class:`Comparison`. Of models of different width only what needs no common basis; of different depth,
+        layers at the same relative depth.
 
     Raises:
         UndoProbeError: the models read other tokens, nothing says what to ask, or a part is unknown.

@@ -20,7 +20,15 @@ from undo_probe.measures.folds import INNER_PARTS, deal_families
 from undo_probe.measures.geometry import Floored, Named, row_geometry, shape_geometry, spread
 from undo_probe.measures.lens import Reader, decode, token_values, transfer_measures
 from undo_probe.measures.patching import Place, places
-from undo_probe.measures.stitches import Stitched, answer_positions, fit_stitches
+from undo_probe.measures.stitches import (
+    Stitched,
+    answer_families,
+    answer_positions,
+    answer_states,
+    fit_rows,
+    fit_stitches,
+)
+from undo_probe.measures.tuned_lens import STEPS, TunedLens, fit_tuned_lens
 from undo_probe.models import HookedTransformer
 from undo_probe.randomness import derive_seed
 from undo_probe.tasks.protocol import Task, TokenSet
@@ -100,7 +108,9 @@ class Pair:
     @cached_property
     def own_probes(self) -> list[ItemScores]:
         """What probes of ``a`` read in ``a``."""
-        return self.first.own_probes if self.first else transfer_measures(self.a.model, self.a.model, self.task)
+        return (
+            self.first.own_probes if self.first else transfer_measures(self.a.model, self.a.model, self.task)
+        )
 
     @cached_property
     def written(self) -> dict[str, Attribution]:
@@ -175,7 +185,9 @@ def lens(pair: Pair) -> list[Found]:
         readers["a's"] = Reader(lambda _, h: decode(a, h), readers["own"].base)
     if pair.stitched is not None:
         maps = pair.stitched.maps
-        readers["mapped"] = Reader(lambda hook, h: decode(a, maps[hook](h)), readers["own"].base, frozenset(maps))
+        readers["mapped"] = Reader(
+            lambda hook, h: decode(a, maps[hook](h)), readers["own"].base, frozenset(maps)
+        )
     return _through(pair, readers)
 
 
@@ -199,7 +211,7 @@ def _through(pair: Pair, readers: Mapping[str, Reader]) -> list[Found]:
             for name, reader in readers.items():
                 # on retain rows a map would be read where it was fitted
                 fitted = name.endswith("mapped") and asked.split == "retain"
-                if not fitted and (reader.only is None or hooks[0] in reader.only):
+                if not fitted and (reader.hooks is None or hooks[0] in reader.hooks):
                     found += _lens_at(pair, asked, name, reader, *hooks)
     return found
 
@@ -254,7 +266,7 @@ def transfer(pair: Pair) -> list[Found]:
 
 
 def depth(pair: Pair) -> list[Found]:
-    """Bits a token that a loses when it runs with b's states after a block; the depth score, where there is a gold model."""
+    """Bits a token that a loses when it runs with b's states after a block; depth if there is a gold model."""
     if not pair.one_shape:
         pair.notes.append("nothing is patched between models of different shape")
         return []

@@ -27,8 +27,8 @@ def shown_hooks(pair: Pair) -> list[tuple[str, str]]:
 def joint_points(pair: Pair) -> "pd.DataFrame":
     """Both models' states at the read position on the two leading components of all of them together.
 
-    One line a row and model: ``layer``, ``split``, ``row``, ``model`` (a or b), ``x``, ``y`` and ``explained``, the share of
-    the variance that the two components hold. Empty where the models have different widths.
+    One line a row and model: ``layer``, ``split``, ``row``, ``model`` (a or b), ``x``, ``y`` and ``explained``, the
+    share of the variance that the two components hold. Empty where the models have different widths.
     """
     import pandas as pd
 
@@ -72,8 +72,8 @@ def _at_read(pair: Pair, asked: Asked, hooks: tuple[str, str]) -> dict[str, torc
 def token_rows(pair: Pair) -> list[dict[str, Any]]:
     """A few rows of every split: each token's text, the divergence of what the models say next, and how far it moved.
 
-    ``kl`` is in bits, of the token that follows; ``moved`` is the distance over the norm by layer, empty where the models
-    have different widths. Numbers are rounded: they are shown, not computed with.
+    ``kl`` is in bits, of the token that follows; ``moved`` is the distance over the norm by layer, empty where the
+    models have different widths. Numbers are rounded: they are shown, not computed with.
     """
     found: list[dict[str, Any]] = []
     for asked in pair.a.asked:

@@ -128,7 +128,8 @@ class GivenPrompts:
             pair = (start, ids) if start else (ids[:1], ids[1:])
         if not pair[0] or not pair[1]:
             raise UndoProbeError(
-                f"a row of {split} has a prompt of {len(pair[0])} and an answer of {len(pair[1])} tokens: each needs one"
+                f"a row of {split} has a prompt of {len(pair[0])} and an answer of {len(pair[1])} tokens: each needs "
+                "one"
             )
         return pair
 
@@ -136,15 +137,15 @@ class GivenPrompts:
         if isinstance(part, str):
             if self.reader is None:
                 raise UndoProbeError(
-                    f"the prompts of {split} are text and there is no tokenizer: give token ids, or tokenizer= a Hugging "
-                    "Face folder or id"
+                    f"the prompts of {split} are text and there is no tokenizer: give token ids, or tokenizer= a "
+                    "Hugging Face folder or id"
                 )
             return self.reader.encode([part])[0]
         ids = torch.as_tensor(part).tolist() if isinstance(part, (Tensor, np.ndarray, list, tuple)) else None
         if ids is None or not all(isinstance(token, int) and 0 <= token < self.d_vocab for token in ids):
             raise UndoProbeError(
-                f"a row of {split} is {str(part)[:60]!r}: expected a text, token ids from 0 to {self.d_vocab - 1}, or a pair "
-                "of prompt and answer"
+                f"a row of {split} is {str(part)[:60]!r}: expected a text, token ids from 0 to {self.d_vocab - 1}, or "
+                "a pair of prompt and answer"
             )
         return ids
 

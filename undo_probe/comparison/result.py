@@ -23,8 +23,8 @@ TABLE, RECORD, POINTS = "comparison.parquet", "comparison.json", "points.parquet
 class Comparison:
     """Two models side by side on the same rows; ``compare`` makes it, :meth:`load` reads it back.
 
-    ``facts`` says what was compared and how; ``points`` are states on shared principal components; ``tokens`` holds a few
-    rows token by token.
+    ``facts`` says what was compared and how; ``points`` are states on shared principal components; ``tokens`` holds a
+    few rows token by token.
     """
 
     lines: "pd.DataFrame" = field(repr=False)
@@ -35,9 +35,9 @@ class Comparison:
     def table(self, measure: str = "", split: str = "", layer: str = "") -> "pd.DataFrame":
         """One line a measure, layer, position, split and reading, or those that are asked for.
 
-        Columns: ``value`` with its 95 % interval ``low`` to ``high``; ``a`` and ``b``, the models' own levels where the value
-        is a change from the one to the other; ``floor``, what noise alone would give (``facts["floor"]`` says which);
-        ``twin``, the same of the twin, and ``over_twin`` what lies beyond it, row by row, with its interval.
+        Columns: ``value`` with its 95 % interval ``low`` to ``high``; ``a`` and ``b``, the models' own levels where the
+        value is a change from the one to the other; ``floor``, what noise alone would give (``facts["floor"]`` says
+        which); ``twin``, the same of the twin, and ``over_twin`` what lies beyond it, row by row, with its interval.
         """
         found = self.lines
         for column, wanted in (("measure", measure), ("split", split), ("layer", layer)):

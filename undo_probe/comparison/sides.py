@@ -35,8 +35,8 @@ States = Mapping[str, Float[Tensor, "row kept d_model"]]
 class Asked:
     """Rows of one split and the places at which both models are read.
 
-    ``places`` are positions of the prompt, ``names`` what they are called; ``answers`` are the positions that predict the
-    answer's tokens (``targets``), of which ``counts`` tells real ones from filling.
+    ``places`` are positions of the prompt, ``names`` what they are called; ``answers`` are the positions that predict
+    the answer's tokens (``targets``), of which ``counts`` tells real ones from filling.
     """
 
     split: str

@@ -76,8 +76,8 @@ def open_task(task: Any, a: Subject, b: Subject, tokenizer: str | None) -> Task:
     """
     if a.model.cfg.d_vocab != b.model.cfg.d_vocab:
         raise UndoProbeError(
-            f"{a.name} has {a.model.cfg.d_vocab} tokens and {b.name} {b.model.cfg.d_vocab}: two models are compared on the "
-            "same tokens"
+            f"{a.name} has {a.model.cfg.d_vocab} tokens and {b.name} {b.model.cfg.d_vocab}: two models are compared on "
+            "the same tokens"
         )
     _same_tokenizer(a, b)
     if isinstance(task, (str, Path)) and str(task).endswith(".json"):
@@ -89,8 +89,8 @@ def open_task(task: Any, a: Subject, b: Subject, tokenizer: str | None) -> Task:
     found = _built(task, a, b)
     if found.d_vocab > a.model.cfg.d_vocab:
         raise UndoProbeError(
-            f"the task {found.name} has {found.d_vocab} tokens and the models {a.model.cfg.d_vocab}: give the task that they "
-            "were trained on"
+            f"the task {found.name} has {found.d_vocab} tokens and the models {a.model.cfg.d_vocab}: give the task "
+            "that they were trained on"
         )
     return found
 
@@ -114,8 +114,8 @@ def _built(task: Any, a: Subject, b: Subject) -> Task:
     if task is None:
         if run is None:
             raise UndoProbeError(
-                "what are the models to be compared on? give task=: a preset's name, a run folder, a configuration, a task, "
-                "or prompts by split, {'forget': [...], 'retain': [...]}"
+                "what are the models to be compared on? give task=: a preset's name, a run folder, a configuration, a "
+                "task, or prompts by split, {'forget': [...], 'retain': [...]}"
             )
         return run.task
     if isinstance(task, (str, Path)):

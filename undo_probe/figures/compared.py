@@ -1,14 +1,14 @@
 """Two models side by side: where their states part, what each layer says, and both on shared components."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from undo_probe.errors import UndoProbeError
+from undo_probe.figures.by_layer import Lines, Series, known, line_figure, series
 from undo_probe.figures.drift import heat, map_scale, short_layer
 from undo_probe.figures.figure import Figure
 from undo_probe.figures.layout import Panels, axis, axis_names, draw
-from undo_probe.figures.look import BLUE, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, faint, layer_label, plain
+from undo_probe.figures.look import BLUE, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, layer_label, plain
 from undo_probe.figures.tables import number, with_interval
 
 if TYPE_CHECKING:
@@ -36,25 +36,10 @@ READERS = {
 }
 
 
-@dataclass(frozen=True)
-class Series:
-    """One line of a panel; ``thin`` ones are what it is read against."""
-
-    name: str
-    color: str
-    dash: str
-    layers: Sequence[str]
-    values: Sequence[float | None]
-    lows: Sequence[float | None] = ()
-    highs: Sequence[float | None] = ()
-    thin: bool = False
-
-
 def where(lines: "pd.DataFrame", points: "pd.DataFrame", facts: Mapping[str, Any]) -> Figure:
     """Layer by position, one panel a split: distance over the norm, or CKA where the widths differ."""
-    return _map(
-        lines, facts, "relative_distance" if _has(lines, "relative_distance") else "cka", "compared-where"
-    )
+    measure = "relative_distance" if (lines["measure"] == "relative_distance").any() else "cka"
+    return _map(lines, facts, measure, "compared-where")
 
 
 def alike(lines: "pd.DataFrame", points: "pd.DataFrame", facts: Mapping[str, Any]) -> Figure:
@@ -70,11 +55,12 @@ def layers(lines: "pd.DataFrame", points: "pd.DataFrame", facts: Mapping[str, An
         if found["value"].notna().any():
             panels.append((title, _by_split(found, facts)))
     beside = " and what the twin shows (dash-dotted)" if facts["twin"] else ""
-    return _line_figure(
+    return _drawn(
         "compared-layers", "How far apart, layer by layer", panels, facts,
-        f"States at the last token of the prompt, {facts['b']} against {facts['a']}; bands are 95% intervals over families. "
-        f"Thin lines are the noise floor on forget rows ({_floor_words(facts)}){beside}. Look for the layer from which the "
-        "forget line leaves both the retain line and the floor. CKA and Procrustes do not see a rotation, the others do.",
+        f"States at the last token of the prompt, {facts['b']} against {facts['a']}; bands are 95% intervals over "
+        f"families. Thin lines are the noise floor on forget rows ({_floor_words(facts)}){beside}. Look for the layer "
+        "from which the forget line leaves both the retain line and the floor. CKA and Procrustes do not see a "
+        "rotation, the others do.",
         "forget and retain lines on top of each other: a change of the whole model, not of what should be forgotten.",
     )  # fmt: skip
 
@@ -85,22 +71,22 @@ def lens(lines: "pd.DataFrame", points: "pd.DataFrame", facts: Mapping[str, Any]
     for split in facts["rows"]:
         found = lines.loc[(lines["measure"] == "lens_log_probability") & (lines["split"] == split)]
         own = found.loc[found["reading"] == "own"]
-        series = [_series(own, facts, "a", column="a")] if len(own) else []
-        series += [
-            _series(found.loc[found["reading"] == name], facts, name, column="b")
+        drawn = [series(READERS["a"], own, facts["layers"], "a")] if len(own) else []
+        drawn += [
+            series(READERS[name], found.loc[found["reading"] == name], facts["layers"], "b")
             for name in READERS
             if (found["reading"] == name).any()
         ]
-        if series:
-            panels.append((f"log₂ p of the answer, {split} rows", series))
+        if drawn:
+            panels.append((f"log₂ p of the answer, {split} rows", drawn))
     kl = lines.loc[(lines["measure"] == "lens_kl") & (lines["reading"] == "own")]
     if len(kl):
         panels.append(("divergence of own lenses (bits a token)", _by_split(kl, facts)))
-    return _line_figure(
+    return _drawn(
         "compared-lens", "What each layer would answer", panels, facts,
-        "The logit lens: the state after each block read through a final norm and unembedding, in bits a token of the answer. "
-        "A line through A’s decoder that falls while the own decoder’s stays is a change of basis; the mapped line takes that "
-        "change out with a map fitted on retain rows.",
+        "The logit lens: the state after each block read through a final norm and unembedding, in bits a token of the "
+        "answer. A line through A’s decoder that falls while the own decoder’s stays is a change of basis; the mapped "
+        "line takes that change out with a map fitted on retain rows, and the tuned lens was fitted there to A.",
         "B’s lines on A’s at every layer but the last: the answer is still computed, and only its output is withheld.",
     )  # fmt: skip
 
@@ -109,17 +95,17 @@ def patched(lines: "pd.DataFrame", points: "pd.DataFrame", facts: Mapping[str, A
     """What A loses of the answer when it runs with B's states after a block."""
     found = lines.loc[lines["measure"] == "patch_drop"]
     panels = []
-    for reading, title in (("raw", "B’s states as they are"), ("mapped", "B’s states mapped to A’s basis")):
+    for reading, title in (("raw", "states as they are"), ("mapped", "states mapped")):
         part = found.loc[found["reading"] == reading]
         if len(part):
             panels.append((f"bits A loses, {title}", _by_split(part, facts)))
     depth = lines.loc[(lines["measure"] == "depth") & (lines["reading"] == "raw")]
     if len(depth):
         panels.append(("depth (1: as in the gold model)", _by_split(depth, facts)))
-    return _line_figure(
+    return _drawn(
         "compared-patched", "What A can still read from B’s states", panels, facts,
-        "A runs on the same tokens with its states after one block replaced by B’s; the loss is in bits a token of the answer. "
-        "Zero means that the state carries the answer as A’s own does.",
+        "A runs on the same tokens with its states after one block replaced by B’s; the loss is in bits a token of the "
+        "answer. Zero means that the state carries the answer as A’s own does.",
         "a loss at the last block alone: everything before it still holds the answer.",
     )  # fmt: skip
 
@@ -133,21 +119,53 @@ def probes(lines: "pd.DataFrame", points: "pd.DataFrame", facts: Mapping[str, An
         refitted = part.loc[part["measure"] == "probe_refitted"]
         carried = part.loc[part["measure"] == "probe_transferred"]
         named = [
-            ("A’s own", INK, "solid", refitted, "a"),
-            ("refitted on B", VERMILION, "solid", refitted, "b"),
-            ("A’s, read on B", PURPLE, "dash", carried.loc[carried["reading"] == target], "b"),
-            ("A’s, on B mapped", ORANGE, "dot", carried.loc[carried["reading"] != target], "b"),
+            (("A’s own", INK, "solid"), refitted, "a"),
+            (("refitted on B", VERMILION, "solid"), refitted, "b"),
+            (("A’s, read on B", PURPLE, "dash"), carried.loc[carried["reading"] == target], "b"),
+            (("A’s, on B mapped", ORANGE, "dot"), carried.loc[carried["reading"] != target], "b"),
         ]
-        panels.append((
-            facts["words"]["targets"].get(target, target),
-            [_plain(name, color, dash, rows, facts, column) for name, color, dash, rows, column in named if len(rows)],
-        ))  # fmt: skip
-    return _line_figure(
+        drawn = [series(look, rows, facts["layers"], column) for look, rows, column in named if len(rows)]
+        panels.append((facts["words"]["targets"].get(target, target), drawn))
+    return _drawn(
         "compared-probes", "What a linear probe reads", panels, facts,
-        "Share of forget rows whose label a probe gets right, trained on other families. Refitted: B still holds it. "
-        "Transferred but not refitted would be chance; refitted and not transferred is a change of basis.",
+        "Share of forget rows whose label a probe gets right that was trained on other families. What a refitted probe "
+        "reads, B still holds; what A’s probe reads only on mapped states, B holds in another basis.",
         "a refitted probe at the level of A’s own: nothing was removed that a linear probe can find.",
     )  # fmt: skip
+
+
+def attribution(lines: "pd.DataFrame", points: "pd.DataFrame", facts: Mapping[str, Any]) -> Figure:
+    """By how much each head and MLP writes more or less of the answer's lead, block by block, a panel a split."""
+    found = lines.loc[(lines["measure"] == "attribution") & lines["layer"].str.startswith("blocks.")]
+    parts = [name for name in dict.fromkeys(found["reading"]) if name.startswith("head ") or name == "MLP"]
+    parts.sort(key=lambda name: (name == "MLP", int(name.removeprefix("head ")) if name != "MLP" else 0))
+    if not parts:
+        raise UndoProbeError(
+            "nothing is attributed to heads here (its part was left out, or the shapes differ)."
+        )
+    at = {(r["split"], _block(r["layer"]), r["reading"]): known(r["value"]) for r in found.to_dict("records")}
+    blocks = sorted({_block(layer) for layer in found["layer"]})
+    splits = [split for split in facts["rows"] if split in set(found["split"])]
+    shown = [name.removeprefix("head ") for name in parts]
+    values = {
+        split: [[at.get((split, block, part)) for part in parts] for block in blocks] for split in splits
+    }
+    leads = lines.loc[(lines["measure"] == "attribution") & (lines["reading"] == "lead")].to_dict("records")
+    said = "; ".join(
+        f"{number(row['a'])} in A and {number(row['b'])} in B on {row['split']} rows" for row in leads
+    )
+    return _maps(
+        "compared-attribution",
+        "Who writes the answer",
+        values,
+        dict.fromkeys(splits, shown),
+        [str(block) for block in blocks],
+        ("change", "head"),
+        "Change, from A to B, of what each head (by number) and MLP adds to the lead of the answer’s first token over "
+        f"its rivals, in logits; one row a block. The leads are {said}. A contribution is no cause: a later block may "
+        "undo it.",
+        "pale panels beside a large fall of the lead: what changed is not what writes the answer but what it is given.",
+    )
 
 
 def points(lines: "pd.DataFrame", points: "pd.DataFrame", facts: Mapping[str, Any]) -> Figure:
@@ -172,8 +190,8 @@ def points(lines: "pd.DataFrame", points: "pd.DataFrame", facts: Mapping[str, An
         title="Both models’ states on shared components",
         plotly=draw(traces, grid.layout(bare, bare, showlegend=True)),
         caption=(
-            f"Each point is one prompt at its last token; hollow circles are {facts['a']}, filled diamonds {facts['b']}. The "
-            "components are those of both models’ states together, so the picture favours neither."
+            f"Each point is one prompt at its last token; hollow circles are {facts['a']}, filled diamonds "
+            f"{facts['b']}. The components are those of both models’ states together, so the picture favours neither."
         ),
         opposite="diamonds on their circles: in these two directions the states did not move.",
         table=_centres(points),
@@ -190,6 +208,7 @@ FIGURES: dict[str, Maker] = {
     "lens": lens,
     "patched": patched,
     "probes": probes,
+    "attribution": attribution,
     "points": points,
 }
 
@@ -206,24 +225,16 @@ def summary(lines: "pd.DataFrame") -> "pd.DataFrame":
         {
             "measure": f"{row['measure'].replace('_', ' ')}{', ' + layer_label(row['layer']) if row['layer'] else ''}",
             "rows": row["split"],
-            "value": with_interval(_known(row["value"]), _known(row["low"]), _known(row["high"]), 3),
-            "A": number(_known(row["a"]), 3),
-            "B": number(_known(row["b"]), 3),
-            "floor": number(_known(row["floor"]), 3),
-            "twin": number(_known(row["twin"]), 3),
+            "value": with_interval(known(row["value"]), known(row["low"]), known(row["high"]), 3),
+            "A": number(known(row["a"]), 3),
+            "B": number(known(row["b"]), 3),
+            "floor": number(known(row["floor"]), 3),
+            "twin": number(known(row["twin"]), 3),
             "n": f"{row['n']} ({row['n_clusters']})",
         }
         for row in chosen.to_dict("records")
     ]
     return pd.DataFrame(rows)
-
-
-def _known(value: Any) -> float | None:
-    return None if value is None or value != value else float(value)
-
-
-def _has(lines: "pd.DataFrame", measure: str) -> bool:
-    return bool((lines["measure"] == measure).any())
 
 
 def _floor_words(facts: Mapping[str, Any]) -> str:
@@ -232,54 +243,50 @@ def _floor_words(facts: Mapping[str, Any]) -> str:
 
 def _map(lines: "pd.DataFrame", facts: Mapping[str, Any], measure: str, name: str) -> Figure:
     found = lines.loc[lines["measure"] == measure]
-    names = [short_layer(layer) for layer in facts["layers"]]
     splits = [split for split in facts["rows"] if (found["split"] == split).any()]
     columns = {split: facts["positions"][split] for split in splits}
-    grid = Panels([f"{split} rows" for split in splits], columns=len(splits), panel_height=max(150, 17 * len(names)),
-                  gap=0.05, bottom=56, labels_in_first_column=False)  # fmt: skip
-    at = {(r["split"], r["layer"], r["position"]): _known(r["value"]) for r in found.to_dict("records")}
+    at = {(r["split"], r["layer"], r["position"]): known(r["value"]) for r in found.to_dict("records")}
     values = {
         split: [
             [at.get((split, layer, position)) for position in columns[split]] for layer in facts["layers"]
         ]
         for split in splits
     }
-    scale = map_scale([row for each in values.values() for row in each], measure)
-    traces = []
-    for index, split in enumerate(splits):
-        trace = heat(values[split], [plain(_place(each)) for each in columns[split]], names, index) | scale
-        if len(names) > 16 or len(columns[split]) * len(splits) > 16:
-            trace["texttemplate"] = ""
-        traces.append(trace)
-    text = axis(showgrid=False, type="category", tickangle=0)
-    layout = grid.layout(
-        {**text, "title": {"text": "position", "font": text["title"]["font"], "standoff": 6}}, text
-    )
-    floor = max(
-        (
-            v
-            for r in found.loc[found["position"] == READ].to_dict("records")
-            if (v := _known(r["floor"])) is not None
-        ),
-        default=None,
-    )
-    said = (
-        f" The largest noise floor at the read position is {number(floor, 3)}."
-        if measure != "cka" and floor is not None
-        else ""
-    )
-    return Figure(
-        name=name,
-        title="Where the two part" if measure == "relative_distance" else "Where the two are no longer alike",
-        plotly=draw(traces, layout),
-        caption=(
-            f"{LAYERED[measure]} of {facts['b']}’s states against {facts['a']}’s: one row a layer (emb is the embedding), one column "
-            f"a token position, of which “{READ}” is where the answer is read. Dark is far." + said
-        ),
-        opposite="panels that look the same: the change does not know forget rows from others.",
-        table=_map_table(values, columns, names),
-        narrow=grid.narrow(),
+    return _maps(
+        name,
+        "Where the two part" if measure == "relative_distance" else "Where the two are no longer alike",
+        values,
+        {split: [_place(each) for each in columns[split]] for split in splits},
+        [short_layer(layer) for layer in facts["layers"]],
+        (measure, "position"),
+        f"States of {facts['b']} against {facts['a']}, {LAYERED[measure]}: one row a layer (emb is the embedding), "
+        f"one column a token position, of which “{READ}” is where the answer is read. Dark is far.",
+        "panels that look the same: the change does not know forget rows from others.",
     )  # fmt: skip
+
+
+Cells = Mapping[str, list[list[float | None]]]
+
+
+def _maps(
+    name: str, title: str, values: Cells, columns: Mapping[str, Sequence[str]], rows: list[str],
+    of: tuple[str, str], caption: str, opposite: str,
+) -> Figure:  # fmt: skip
+    """One heat map a split on one scale; ``of`` is the measure and what the columns are."""
+    grid = Panels([f"{split} rows" for split in values], columns=len(values), panel_height=max(150, 17 * len(rows)),
+                  gap=0.05, bottom=56, labels_in_first_column=False)  # fmt: skip
+    scale = map_scale([row for each in values.values() for row in each], of[0])
+    roomy = len(rows) <= 16 and len(next(iter(columns.values()))) * len(values) <= 16
+    traces = [
+        heat(values[split], [plain(each) for each in columns[split]], rows, index)
+        | scale
+        | ({} if roomy else {"texttemplate": ""})
+        for index, split in enumerate(values)
+    ]
+    text = axis(showgrid=False, type="category", tickangle=0)
+    below = {**text, "title": {**text["title"], "text": of[1], "standoff": 6}}
+    plot, table = draw(traces, grid.layout(below, text)), _map_table(values, columns, rows)
+    return Figure(name, title, plot, caption, opposite, table, grid.narrow())
 
 
 def _map_table(
@@ -294,119 +301,34 @@ def _map_table(
     ]).fillna("")  # fmt: skip
 
 
+def _block(layer: str) -> int:
+    return int(layer.split(".")[1])
+
+
 def _place(position: str) -> str:
     return position.removeprefix("pos ").replace(f"{READ} ", "")
 
 
 def _by_split(found: "pd.DataFrame", facts: Mapping[str, Any]) -> list[Series]:
-    series = []
+    """A line for each split, and for forget rows what they are read against."""
+    drawn = []
     for split, color in SPLITS.items():
         rows = found.loc[found["split"] == split]
         if not len(rows):
             continue
-        series.append(_plain(split, color, _DASHES[split], rows, facts))
-        if split == "forget":
-            for column, name, dash in (
-                ("twin", "twin, forget", "dashdot"),
-                ("floor", "noise floor, forget", "dot"),
-            ):
-                if rows[column].notna().any():
-                    series.append(
-                        _plain(
-                            name, color if column == "twin" else GREY, dash, rows, facts, column, thin=True
-                        )
-                    )
-    return series
+        drawn.append(series((split, color, _DASHES[split]), rows, facts["layers"]))
+        beside = {"twin": ("twin, forget", color, "dashdot"), "floor": ("noise floor, forget", GREY, "dot")}
+        for column, named in beside.items() if split == "forget" else ():
+            if rows[column].notna().any():
+                drawn.append(series(named, rows, facts["layers"], column, thin=True))
+    return drawn
 
 
-def _series(rows: "pd.DataFrame", facts: Mapping[str, Any], reader: str, column: str) -> Series:
-    return _plain(*READERS[reader], rows, facts, column)
-
-
-def _plain(
-    name: str, color: str, dash: str, rows: "pd.DataFrame", facts: Mapping[str, Any], column: str = "value", thin: bool = False
-) -> Series:  # fmt: skip
-    at = {row["layer"]: row for row in rows.to_dict("records")}
-    layers = [layer for layer in facts["layers"] if layer in at]
-    limits = (
-        [[_known(at[layer][name]) for layer in layers] for name in ("low", "high")]
-        if column == "value"
-        else [(), ()]
-    )
-    return Series(
-        name, color, dash, layers, [_known(at[layer][column]) for layer in layers], *limits, thin=thin
-    )
-
-
-def _line_figure(
-    name: str, title: str, panels: Sequence[tuple[str, Sequence[Series]]], facts: Mapping[str, Any], caption: str, opposite: str
-) -> Figure:  # fmt: skip
-    if not panels:
-        raise UndoProbeError(
-            f"nothing was measured for “{title}” ({'; '.join(facts['notes']) or 'its part was left out'})."
-        )
-    names = list(dict.fromkeys(series.name for _, each in panels for series in each))
-    grid = Panels([plain(panel) for panel, _ in panels], columns=min(2, len(panels)), panel_height=190, bottom=74, row_gap=70,
-                  legend_rows=len(names) // 2 + 1, labels_in_first_column=False)  # fmt: skip
-    at = {layer: index for index, layer in enumerate(facts["layers"])}
-    seen: set[str] = set()
-    traces = []
-    for index, (_, each) in enumerate(panels):
-        for series in each:
-            traces += _traces(series, at, index, series.name not in seen)
-            seen.add(series.name)
-    step = max(1, -(-len(at) // 12))
-    ticks = {
-        "tickvals": list(at.values())[::step],
-        "ticktext": [plain(short_layer(layer)) for layer in at][::step],
-    }
-    layout = grid.layout(
-        axis(showgrid=False, range=[-0.3, len(at) - 0.7], **ticks), axis(nticks=5), showlegend=True
-    )
-    return Figure(name, title, draw(traces, layout), caption, opposite, _series_table(panels), grid.narrow())
-
-
-def _traces(series: Series, at: Mapping[str, int], index: int, legend: bool) -> list[dict[str, Any]]:
-    x = [at[layer] for layer in series.layers]
-    band = []
-    kept = [
-        (place, low, high)
-        for place, low, high in zip(x, series.lows, series.highs, strict=False)
-        if low is not None and high is not None
-    ]
-    if kept:
-        around = [*kept, *reversed(kept)]
-        ends = [high for _, _, high in kept] + [low for _, low, _ in reversed(kept)]
-        band.append({
-            "type": "scatter", "x": [place for place, _, _ in around], "y": ends, "fill": "toself", "mode": "lines",
-            "line": {"width": 0}, "fillcolor": faint(series.color, 0.16), "hoverinfo": "skip", "showlegend": False,
-            **axis_names(index),
-        })  # fmt: skip
-    line = {"color": series.color, "dash": series.dash, "width": 1.3 if series.thin else 2.2}
-    return [*band, {
-        "type": "scatter", "mode": "lines" if series.thin else "lines+markers", "x": x, "y": list(series.values),
-        "name": plain(series.name), "legendgroup": series.name, "showlegend": legend, "line": line,
-        "marker": {"size": 5, "color": series.color}, "text": [plain(layer_label(layer)) for layer in series.layers],
-        "hovertemplate": f"{plain(series.name)}, %{{text}}: <b>%{{y:.3f}}</b><extra></extra>", **axis_names(index),
-    }]  # fmt: skip
-
-
-def _series_table(panels: Sequence[tuple[str, Sequence[Series]]]) -> "pd.DataFrame":
-    import pandas as pd
-
-    lines = []
-    for panel, each in panels:
-        for series in each:
-            limits = zip(
-                series.lows or [None] * len(series.layers),
-                series.highs or [None] * len(series.layers),
-                strict=True,
-            )
-            for layer, value, (low, high) in zip(series.layers, series.values, limits, strict=True):
-                lines.append({
-                    "measure": panel, "line": series.name, "layer": layer_label(layer), "value": with_interval(value, low, high, 3)
-                })  # fmt: skip
-    return pd.DataFrame(lines)
+def _drawn(
+    name: str, title: str, panels: Lines, facts: Mapping[str, Any], caption: str, opposite: str
+) -> Figure:
+    why_not = "; ".join(facts["notes"]) or "its part was left out"
+    return line_figure(name, title, panels, facts["layers"], caption, opposite, why_not)
 
 
 def _cloud(

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 READ = "="
 """How readings name the position at which the answer is read, whatever token stands there."""
 _MOVED = ("#F3F6FA", "#C3DDF0", "#7DB8DF", "#2C7FB8", "#083D66")  # pale: where the original is; dark: far
-_AROUND_ONE = ("#7F3B08", "#E0923B", "#F7F5F2", "#8F86BF", "#3B1668")
+_AROUND = ("#7F3B08", "#E0923B", "#F7F5F2", "#8F86BF", "#3B1668")
+_CENTRES = {"norm_ratio": 1.0, "change": 0.0}
+"""Measures that can be far on either side, and where they are not."""
 _SCORE = "undo-probe score"
 _ROW = 21
 _ROOMY = 8  # columns of which two decimals still fit on a phone
@@ -141,9 +143,10 @@ def map_scale(values: list[list[float | None]], measure: str) -> dict[str, Any]:
     low, high = 0.0, max(1e-9, _most(known))
     if measure in ("cosine", "cka"):
         colors, low, high = _MOVED[::-1], min(0.0, *known), 1.0
-    if measure == "norm_ratio":
-        most = max(0.1, _most([abs(value - 1) for value in known]))
-        colors, low, high = _AROUND_ONE, 1 - most, 1 + most
+    if measure in _CENTRES:
+        centre = _CENTRES[measure]
+        most = max(0.1, _most([abs(value - centre) for value in known]))
+        colors, low, high = _AROUND, centre - most, centre + most
     scale = [[place / (len(colors) - 1), color] for place, color in enumerate(colors)]
     return {"colorscale": scale, "zmin": low, "zmax": high}
 

@@ -72,8 +72,8 @@ def row_geometry(
         named: split, position and layer.
 
     Returns:
-        A value a row: ``norm_ratio``, ``relative_distance``, ``cosine``, and ``shift_share`` in [0, 1], the share of each
-        row's squared shift along the mean shift of the other families (1 / d_model for a shift in no direction in
+        A value a row: ``norm_ratio``, ``relative_distance``, ``cosine``, and ``shift_share`` in [0, 1], the share of
+        each row's squared shift along the mean shift of the other families (1 / d_model for a shift in no direction in
         particular). And ``mean_shift``, the distance between the two means over the mean norm of the reference, whose
         floor is that distance between two halves of the reference's own rows.
     """

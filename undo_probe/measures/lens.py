@@ -121,8 +121,8 @@ def transfer_measures(
         penalty: of the probes, per row.
 
     Returns:
-        ``transfer_accuracy`` a row for every block and target, as they are and, with ``stitches``, ``mapped`` (subset ``TARGET, mapped``);
-        control: the best constant by operation of the training rows.
+        ``transfer_accuracy`` a row for every block and target, as they are and, with ``stitches``, ``mapped`` (subset
+        ``TARGET, mapped``); control: the best constant by operation of the training rows.
     """
     if not task.probe_targets:
         return []
