@@ -110,7 +110,8 @@ def ask(task: Task, max_rows: int, seed: int, neutral: TokenSet | None = None) -
     if isinstance(task, GivenPrompts):
         found = {split: task.rows(split) for split in task.splits}
     else:
-        found = {split: side_rows(task, split, 2 * max_rows, seed) for split in SPLITS[:2]}
+        most = max(2 * max_rows, 64)  # what can be guessed goes, and is not counted beforehand
+        found = {split: side_rows(task, split, most, seed) for split in SPLITS[:2]}
         found["forget"] = found["forget"].select(core(found["forget"]))
     if neutral is not None:
         found["neutral"] = neutral

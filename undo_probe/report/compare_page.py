@@ -72,7 +72,7 @@ def _token_map(name: str, unit: str, rows: list[dict[str, Any]], values: list[li
         (row["split"], [_token(row, at, value, most) for at, value in enumerate(each)])
         for row, each in zip(rows, values, strict=True)
     ]
-    return TokenMap(name, f"white is 0, full colour {most:.2g} {unit} or more", shown)
+    return TokenMap(name, f"plain is 0, full colour {most:.2g} {unit} or more", shown)
 
 
 def _token(row: Mapping[str, Any], at: int, value: float, most: float) -> Token:

@@ -308,7 +308,7 @@ _PARAGRAPHS: dict[str, Callable[[_Table], str]] = {
     "Where their states part": _inside,
     "Forget against retain": _contrast,
     "The twin": _twin,
-    "Only another basis?": _basis,
+    "A change of basis": _basis,
     "What the original can still read": _patched,
     "What a probe can still read": _probes,
     "Who writes the answer": _written,
