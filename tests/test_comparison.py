@@ -157,6 +157,10 @@ def test_what_cannot_be_compared_says_what_to_do(tmp_path: Path) -> None:
         UndoProbeError, match="prompts by split need forget and retain, .* 'retain' is missing"
     ):
         up.compare(a, a, {"forget": [[1, 2]]})
+    with pytest.raises(
+        UndoProbeError, match=f"a row has 99 tokens and the models read {a.cfg.n_ctx} at most"
+    ):
+        up.compare(a, a, {"forget": [[1] * 99], "retain": [[1, 2]]})
     with pytest.raises(UndoProbeError, match="'other' is no split"):
         GivenPrompts({"forget": [[1, 2]], "retain": [[1, 2]], "other": []}, 9)
     with pytest.raises(UndoProbeError, match="are text and there is no tokenizer"):

@@ -47,7 +47,8 @@ def compare(
     """What differs between two models, where, and by how much more than noise.
 
     Every model runs once over the rows and its states are shared by all measures; they take rows x (positions + answer
-    tokens) x (layers + 1) x width x 4 bytes a model, and only ``a`` and one other are held at a time.
+    tokens) x (layers + 1) x width x 4 bytes a model, of three at most at a time: ``a``, ``b`` and a twin or second
+    seed.
 
     Args:
         a: the model that is the reference: a HookedTransformer, a folder or hub id, or ``RUN:arm``.

@@ -17,6 +17,9 @@ from undo_probe.store import Run
 from undo_probe.tasks import Task, asked_task, build_task
 from undo_probe.tasks.reader import Reader, source_reader
 
+LONGEST = 1024
+"""Tokens that a Hugging Face model reads here at most: its masks are as wide as its context, whatever the rows are."""
+
 Place = HookedTransformer | str | Path
 """A model, a folder or hub id that :func:`undo_probe.load_model` reads, or ``RUN:arm``."""
 
@@ -58,7 +61,7 @@ def open_subject(place: Place, name: str) -> Subject:
         raise UndoProbeError(f"{place} is a run of several models: name one, {place}:ARM, of {names}")
     source = find_source(str(place))
     tokenizer = "" if source.kind == "checkpoint" else str(place)
-    return Subject(load_model(place), Path(str(place)).name, None, tokenizer)
+    return Subject(load_model(place, n_ctx=LONGEST), Path(str(place)).name, None, tokenizer)
 
 
 def open_task(task: Any, a: Subject, b: Subject, tokenizer: str | None) -> Task:
@@ -85,12 +88,18 @@ def open_task(task: Any, a: Subject, b: Subject, tokenizer: str | None) -> Task:
         task = values if isinstance(values, dict) and "forget" in values and "retain" in values else task
     if isinstance(task, Mapping):
         place = tokenizer or a.tokenizer or b.tokenizer
-        return GivenPrompts(task, a.model.cfg.d_vocab, source_reader(place, "main") if place else None)
-    found = _built(task, a, b)
+        found: Task = GivenPrompts(task, a.model.cfg.d_vocab, source_reader(place, "main") if place else None)
+    else:
+        found = _built(task, a, b)
     if found.d_vocab > a.model.cfg.d_vocab:
         raise UndoProbeError(
             f"the task {found.name} has {found.d_vocab} tokens and the models {a.model.cfg.d_vocab}: give the task "
             "that they were trained on"
+        )
+    reads = min(a.model.cfg.n_ctx, b.model.cfg.n_ctx)
+    if found.n_ctx > reads:
+        raise UndoProbeError(
+            f"a row has {found.n_ctx} tokens and the models read {reads} at most: give shorter ones"
         )
     return found
 
