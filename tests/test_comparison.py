@@ -226,7 +226,10 @@ def test_a_comparison_is_stored_and_read_back(same: Comparison, tmp_path: Path) 
 def test_the_page_is_one_safe_file_with_every_figure(same: Comparison) -> None:
     rows = [{**row, "tokens": [HOSTILE, *row["tokens"][1:]]} for row in same.tokens]
     page = Tags(render(Comparison(same.lines, same.points, rows, {**same.facts, "b": HOSTILE})))
-    assert page.count("figure") == len(same.figures)
+    left_out = sum(
+        "Not shown: nothing" in text for text in page.words
+    )  # of the parts that were not asked for
+    assert left_out == 3 and page.count("figure") == len(same.figures) - left_out
     assert not [
         (tag, name) for tag, given in page.tags for name in given if name in FETCHING and tag not in ("a",)
     ]
