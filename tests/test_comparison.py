@@ -95,7 +95,7 @@ def test_another_basis_moves_states_and_neither_answers_nor_likeness() -> None:
     table = made.table("relative_distance")
     np.testing.assert_allclose(table["twin"].to_numpy(float), table["value"].to_numpy(float))
     np.testing.assert_allclose(table[["over_twin", "over_twin_low", "over_twin_high"]].to_numpy(float), 0)
-    assert made.facts["floor"] == "second seed" and table["floor"].min() > 0.5
+    assert made.facts["floor"] == "second seed" and table["floor"].to_numpy(float).min() > 0.5
     assert "no layer lies farther away than the twin’s" in dict(made.words.paragraphs)["The twin"]
 
 
@@ -195,6 +195,7 @@ def test_long_answers_are_read_at_spread_places_and_short_ones_filled_up() -> No
     assert places[1, :2].tolist() == [2, 3] and counts.sum(1).tolist() == [8, 2]
 
 
+@pytest.mark.slow
 def test_prompts_of_tokens_are_compared_whole() -> None:
     draw = torch.Generator().manual_seed(0)
     rows = {split: torch.randint(1, 17, (12, 4), generator=draw) for split in ("forget", "retain", "neutral")}
@@ -296,7 +297,7 @@ def test_a_lost_relation_and_further_training_on_retain_read_differently() -> No
     assert "on the forget rows in particular: it loses" in forgot.words.headline
     assert values(forgot, "forget_less_retain", reading="kl")[0] > 1
 
-    def loss(model: HookedTransformer, step: int) -> torch.Tensor:
+    def loss(model: torch.nn.Module, step: int) -> torch.Tensor:
         batch = task.batch("retain", 32, 0, step)
         return next_token(model(batch.tokens[:, :-1], return_type="logits"), batch.tokens, batch.answer_mask)
 

@@ -79,7 +79,7 @@ def compare(
         raise UndoProbeError(f"no part is called {unknown[0]!r}: also takes {', '.join(PARTS)}")
     started = time.perf_counter()
     subjects = [open_subject(a, "A"), open_subject(b, "B")]
-    rows = open_task(task, *subjects, tokenizer)
+    rows = open_task(task, subjects[0], subjects[1], tokenizer)
     shown = names or _apart(subjects)
     asked = ask(rows, max_rows, seed, _neutral(neutral, rows))
     side = Side(subjects[0].model, shown[0], asked)

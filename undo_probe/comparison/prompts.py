@@ -40,14 +40,14 @@ class GivenPrompts:
     text or a row of tokens everything after its first token is answer. Rows with one prompt are one family.
     """
 
-    name = "prompts"
+    name: str = "prompts"
     metric: Metric = "bits"
-    forget_operations = ("forget",)
-    retain_operations = ("retain",)
+    forget_operations: tuple[str, ...] = ("forget",)
+    retain_operations: tuple[str, ...] = ("retain",)
     probe_targets: tuple[str, ...] = ()
     extra_splits: tuple[str, ...] = ()
     vocabulary: tuple[str, ...] = ()
-    words = WORDS
+    words: TaskWords = WORDS
 
     def __init__(self, given: Mapping[str, Any], d_vocab: int, reader: "Reader | None" = None) -> None:
         """Encodes and pads the rows.

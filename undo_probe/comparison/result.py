@@ -107,8 +107,8 @@ class Comparison:
             raise UndoProbeError(
                 f"{place / RECORD} has format {said.get('format')}: this version reads format {FORMAT}"
             )
-        tables = [pd.read_parquet(place / name) for name in (TABLE, POINTS)]
-        return cls(*tables, said["tokens"], said["facts"])
+        lines, points = (pd.read_parquet(place / name) for name in (TABLE, POINTS))
+        return cls(lines, points, said["tokens"], said["facts"])
 
     def _repr_html_(self) -> str:
         import html

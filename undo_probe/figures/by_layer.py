@@ -116,9 +116,9 @@ def _table(panels: Lines) -> "pd.DataFrame":
     for panel, each in panels:
         for line in each:
             none = [None] * len(line.layers)
-            columns = (line.layers, line.values, line.lows or none, line.highs or none)
-            for layer, *limits in zip(*columns, strict=True):
-                value = with_interval(*limits, 3)
+            limits = zip(line.values, line.lows or none, line.highs or none, strict=True)
+            for layer, (middle, low, high) in zip(line.layers, limits, strict=True):
+                value = with_interval(middle, low, high, 3)
                 lines.append(
                     {"measure": panel, "line": line.name, "layer": layer_label(layer), "value": value}
                 )

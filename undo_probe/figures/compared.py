@@ -38,7 +38,7 @@ READERS = {
 
 def where(lines: "pd.DataFrame", points: "pd.DataFrame", facts: Mapping[str, Any]) -> Figure:
     """Layer by position, one panel a split: distance over the norm, or CKA where the widths differ."""
-    measure = "relative_distance" if (lines["measure"] == "relative_distance").any() else "cka"
+    measure = "relative_distance" if "relative_distance" in set(lines["measure"]) else "cka"
     return _map(lines, facts, measure, "compared-where")
 
 
@@ -346,6 +346,11 @@ def _cloud(
 
 def _centres(points: "pd.DataFrame") -> "pd.DataFrame":
     """Where each cloud's centre lies; the points themselves are in the comparison's folder."""
-    means = points.groupby(["layer", "split", "model"], sort=False)[["x", "y"]].mean().reset_index()
-    means["layer"] = [layer_label(layer) for layer in means["layer"]]
-    return means.assign(x=[number(x) for x in means["x"]], y=[number(y) for y in means["y"]])
+    import pandas as pd
+
+    groups = points.groupby(["layer", "split", "model"], sort=False)
+    return pd.DataFrame([
+        {"layer": layer_label(layer), "split": split, "model": model, "x": number(own["x"].mean()),
+         "y": number(own["y"].mean())}
+        for (layer, split, model), own in groups
+    ])  # fmt: skip
