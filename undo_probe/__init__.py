@@ -36,6 +36,8 @@ _LAZY = {
     "ablate": "interventions",
     "junk_direction": "measures.junk_direction",
     "patch_map": "measures.patching",
+    "compare": "comparison",
+    "Comparison": "comparison",
 }
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from undo_probe.attacks.relearn import attack as attack
     from undo_probe.attacks.relearn import relearn as relearn
     from undo_probe.auditing import audit as audit
+    from undo_probe.comparison import Comparison as Comparison
+    from undo_probe.comparison import compare as compare
     from undo_probe.errors import UndoProbeError as UndoProbeError
     from undo_probe.harvesting import harvest as harvest
     from undo_probe.interventions import ablate as ablate

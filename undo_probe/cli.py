@@ -132,6 +132,37 @@ def report(
 
 
 @app.command()
+def compare(
+    a: Annotated[
+        str, typer.Argument(help="The reference: a model's folder or hub id, or RUN:arm.", show_default=False)
+    ],
+    b: Annotated[str, typer.Argument(help="What is compared with it.", show_default=False)],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="A preset, a run folder, or a JSON file of prompts by split; that of A's run by default."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("compare.html"),
+    twin: Annotated[str | None, typer.Option(help="A model that lost nothing but its basis.")] = None,
+    second: Annotated[str | None, typer.Option(help="A from another seed: the noise floor.")] = None,
+    gold: Annotated[str | None, typer.Option(help="A model that never knew, for the depth score.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="For prompts, if no model brings one.")] = None,
+    rows: Annotated[int, typer.Option(min=8, help="Rows of a split, at most.")] = 256,
+    save: Annotated[Path | None, typer.Option(help="A folder for the table as well.")] = None,
+) -> None:
+    """Put two models side by side, layer by layer, and write the page."""
+    from undo_probe.comparison import compare as run_compare
+
+    made = run_compare(
+        a, b, task, twin=twin, second_seed=second, gold=gold, tokenizer=tokenizer, max_rows=rows
+    )
+    if save is not None:
+        made.save(save)
+    typer.echo(f"{made.words.headline}\ncomparison: {made.write(out)}")
+
+
+@app.command()
 def show(folder: Folder) -> None:
     """Print a run's stages."""
     from undo_probe.store import Run

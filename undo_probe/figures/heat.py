@@ -12,6 +12,8 @@ READ = "="
 MOVED = ("#F3F6FA", "#C3DDF0", "#7DB8DF", "#2C7FB8", "#083D66")  # pale: where the original is; dark: far
 AROUND_ZERO = ("#7F3B08", "#E0923B", "#F7F5F2", "#8F86BF", "#3B1668")
 GREYS = ("#F6F6F7", "#D5D5DA", "#A6A6AE", "#6B6B74", "#333338")
+CENTRES = {"norm_ratio": 1.0, "change": 0.0}
+"""Measures that can be far on either side, and where they are not."""
 ROW = 21
 ROOMY = 8
 """Columns of which two decimals still fit on a phone."""
@@ -31,13 +33,14 @@ def colors(stops: Sequence[str], low: float, high: float) -> dict[str, Any]:
 
 
 def distance_colors(values: Sequence[Sequence[float | None]], measure: str) -> dict[str, Any]:
-    """Dark is far from the original in every panel; a norm can be far on either side of 1."""
+    """Dark is far from the original in every panel; some measures can be far on either side."""
     known = [value for row in values for value in row if value is not None]
     if measure in ("cosine", "cka"):
         return colors(MOVED[::-1], min(0.0, *known), 1.0)
-    if measure == "norm_ratio":
-        most = max(0.1, most_of([abs(value - 1) for value in known]))
-        return colors(AROUND_ZERO, 1 - most, 1 + most)
+    if measure in CENTRES:
+        centre = CENTRES[measure]
+        most = max(0.1, most_of([abs(value - centre) for value in known]))
+        return colors(AROUND_ZERO, centre - most, centre + most)
     return colors(MOVED, 0.0, max(1e-9, most_of(known)))
 
 

@@ -101,7 +101,7 @@ def drift(
                 ItemScores(measure, *named, unit, values, rows.families)
                 for measure, unit, values in row_distances(*pair)
             ]
-            found.append(_cka(*pair, rows.families, named))
+            found.append(cka_statistic(*pair, rows.families, named))
     return found
 
 
@@ -136,7 +136,22 @@ def cka_interval(
     return value, value - reach, value + reach
 
 
-def _cka(x: Tensor, y: Tensor, families: np.ndarray, named: tuple[str, str, str]) -> Statistic:
+def cka_statistic(
+    x: Float[Tensor, "row d_x"],
+    y: Float[Tensor, "row d_y"],
+    families: Shaped[np.ndarray, " row"],
+    named: tuple[str, str, str],
+    width: int | None = None,
+) -> Statistic:
+    """:func:`cka_interval` as a reading; the value is None, with the reason in ``note``, where rows do not vary.
+
+    Args:
+        x: one model's states.
+        y: another's, of the same rows.
+        families: the cluster of each row.
+        named: split, subset and layer.
+        width: of the states, where ``x`` holds them in fewer dimensions; fewer than five rows a dimension are noted.
+    """
     n, clusters = len(x), len(np.unique(families))
     blank = Statistic("cka", *named, "cka", None, None, None, n, clusters)
     if _still(x) or _still(y):
@@ -146,7 +161,7 @@ def _cka(x: Tensor, y: Tensor, families: np.ndarray, named: tuple[str, str, str]
         return Statistic(
             **{**vars(blank), "note": "the states hold too little beside noise for a debiased CKA"}
         )
-    floor = ROWS_PER_DIMENSION * x.shape[1]
+    floor = ROWS_PER_DIMENSION * (width or x.shape[1])
     note = f"{n} rows are fewer than {floor} (5 a dimension)" if n < floor else ""
     return Statistic("cka", *named, "cka", value, low, high, n, clusters, note=note)
 

@@ -108,21 +108,21 @@ def transfer_measures(
     model: HookedTransformer,
     original: HookedTransformer,
     task: Task,
-    stitches: Mapping[str, Stitch],
+    stitches: Mapping[str, Stitch] | None = None,
     penalty: float = 1e-2,
 ) -> list[ItemScores]:
     """Probes trained on the original's states of T and W and read on a model's states of V, at the last prompt token.
 
     Args:
         model: whose states are read.
-        original: whose states the probes are trained on.
+        original: whose states the probes are trained on; the model itself for refitted probes.
         task: without probe targets nothing is read.
         stitches: maps to the original's basis.
         penalty: of the probes, per row.
 
     Returns:
-        ``transfer_accuracy`` a row for every block and target, as they are and ``mapped`` (subset ``TARGET, mapped``);
-        control: the best constant by operation of the training rows.
+        ``transfer_accuracy`` a row for every block and target, as they are and, with ``stitches``, ``mapped`` (subset
+        ``TARGET, mapped``); control: the best constant by operation of the training rows.
     """
     if not task.probe_targets:
         return []
@@ -137,7 +137,8 @@ def transfer_measures(
             labels, true = known.labels[target].to_numpy(), asked.labels[target].to_numpy()
             probe = LinearProbe(penalty=penalty, tolerance=1e-6).fit(theirs[hook][:, 0], labels)
             floor = float((_constant(known, labels, asked) == true).mean())
-            for subset, read in ((target, states), (f"{target}, mapped", stitches[hook](states))):
+            readings = {target: states} | ({f"{target}, mapped": stitches[hook](states)} if stitches else {})
+            for subset, read in readings.items():
                 right = (probe.predict(read) == true).astype(float)
                 named = ("transfer_accuracy", "forget", subset, hook, "share")
                 found.append(ItemScores(*named, right, asked.families, "constant by operation", floor))
@@ -196,7 +197,7 @@ def _layer(
         bases = {base: base(hook, theirs).log_softmax(-1) for base in {r.base for r in readers.values()}}
         for decoder, reader in readers.items():
             logits, base = reader.read(hook, ours), bases[reader.base]
-            for measure, each in _token_values(logits, base, part.targets[chunk]).items():
+            for measure, each in token_values(logits, base, part.targets[chunk]).items():
                 mean = (each * part.counts[chunk]).sum(1) / part.counts[chunk].sum(1)
                 values.setdefault((measure, decoder), []).append(mean)
     return [
@@ -207,7 +208,7 @@ def _layer(
     ]
 
 
-def _token_values(
+def token_values(
     logits: Float[Tensor, "row kept vocab"],
     base: Float[Tensor, "row kept vocab"],
     targets: Int[Tensor, "row kept"],

@@ -1,0 +1,138 @@
+"""What is compared: models and prompts from whatever names them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from undo_probe.comparison.prompts import GivenPrompts
+from undo_probe.config import RunConfig
+from undo_probe.errors import UndoProbeError
+from undo_probe.files import read_json
+from undo_probe.models import HookedTransformer, load_model
+from undo_probe.pipeline import split_seed
+from undo_probe.presets import load_config
+from undo_probe.sources import find_source
+from undo_probe.store import Run
+from undo_probe.tasks import Task, asked_task, build_task
+from undo_probe.tasks.reader import Reader, source_reader
+
+LONGEST = 1024
+"""Tokens that a Hugging Face model reads here at most: its masks are as wide as its context, whatever the rows are."""
+
+Place = HookedTransformer | str | Path
+"""A model, a folder or hub id that :func:`undo_probe.load_model` reads, or ``RUN:arm``."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with its name for a reader, and where it came from."""
+
+    model: HookedTransformer
+    name: str
+    run: Run | None = None
+    tokenizer: str = ""
+
+
+def open_subject(place: Place, name: str) -> Subject:
+    """The model that a place names.
+
+    Args:
+        place: a model, its folder or hub id, or ``RUN:arm``: a run folder and an arm by name (``distilled-simnpo-0.6``)
+            or label (``UNDO 0.6``).
+        name: used where the place has no name of its own.
+
+    Raises:
+        UndoProbeError: there is no such folder, or the run has no such arm.
+    """
+    if isinstance(place, HookedTransformer):
+        return Subject(place, name)
+    folder, _, asked = str(place).rpartition(":")
+    if folder and (Path(folder) / "run.json").is_file():
+        run = Run(folder)
+        wanted = asked.strip().lower()
+        found = [arm for arm in run.arms if wanted in (arm.name.lower(), arm.label.lower())]
+        if len(found) != 1:
+            names = ", ".join(arm.name for arm in run.arms)
+            raise UndoProbeError(f"the run {folder} has no one arm {asked!r}: expected one of {names}")
+        return Subject(run.load(found[0]), found[0].label, run)
+    if (Path(str(place)) / "run.json").is_file():
+        names = ", ".join(arm.name for arm in Run(place).arms)
+        raise UndoProbeError(f"{place} is a run of several models: name one, {place}:ARM, of {names}")
+    source = find_source(str(place))
+    tokenizer = "" if source.kind == "checkpoint" else str(place)
+    return Subject(load_model(place, n_ctx=LONGEST), Path(str(place)).name, None, tokenizer)
+
+
+def open_task(task: Any, a: Subject, b: Subject, tokenizer: str | None) -> Task:
+    """The rows that two models are compared on.
+
+    Args:
+        task: a task, its configuration or that of a run, a preset's name or a file, a run folder, prompts by split or a
+            JSON file of them; None for the task of the run that ``a`` is an arm of.
+        a: whose tokenizer reads prompts.
+        b: refused where it has another tokenizer.
+        tokenizer: the tokenizer of prompts where the models come without one: a Hugging Face folder or hub id.
+
+    Raises:
+        UndoProbeError: nothing says what to ask, or the two models read other tokens.
+    """
+    if a.model.cfg.d_vocab != b.model.cfg.d_vocab:
+        raise UndoProbeError(
+            f"{a.name} has {a.model.cfg.d_vocab} tokens and {b.name} {b.model.cfg.d_vocab}: two models are compared on "
+            "the same tokens"
+        )
+    _same_tokenizer(a, b)
+    if isinstance(task, (str, Path)) and str(task).endswith(".json"):
+        values = read_json(task)
+        task = values if isinstance(values, dict) and "forget" in values and "retain" in values else task
+    if isinstance(task, Mapping):
+        place = tokenizer or a.tokenizer or b.tokenizer
+        found: Task = GivenPrompts(task, a.model.cfg.d_vocab, source_reader(place, "main") if place else None)
+    else:
+        found = _built(task, a, b)
+    if found.d_vocab > a.model.cfg.d_vocab:
+        raise UndoProbeError(
+            f"the task {found.name} has {found.d_vocab} tokens and the models {a.model.cfg.d_vocab}: give the task "
+            "that they were trained on"
+        )
+    reads = min(a.model.cfg.n_ctx, b.model.cfg.n_ctx)
+    if found.n_ctx > reads:
+        raise UndoProbeError(
+            f"a row has {found.n_ctx} tokens and the models read {reads} at most: give shorter ones"
+        )
+    return found
+
+
+def _same_tokenizer(a: Subject, b: Subject) -> None:
+    if not a.tokenizer or not b.tokenizer or a.tokenizer == b.tokenizer:
+        return
+    readers = [source_reader(place, "main") for place in (a.tokenizer, b.tokenizer)]
+    if _vocabulary(readers[0]) != _vocabulary(readers[1]):
+        raise UndoProbeError(
+            f"{a.name} and {b.name} have different tokenizers: two models are compared on the same tokens"
+        )
+
+
+def _vocabulary(reader: Reader) -> dict[str, int]:
+    return reader.tokenizer.get_vocab(with_added_tokens=True)
+
+
+def _built(task: Any, a: Subject, b: Subject) -> Task:
+    run = a.run or b.run
+    if task is None:
+        if run is None:
+            raise UndoProbeError(
+                "what are the models to be compared on? give task=: a preset's name, a run folder, a configuration, a "
+                "task, or prompts by split, {'forget': [...], 'retain': [...]}"
+            )
+        return run.task
+    if isinstance(task, (str, Path)):
+        if (Path(task) / "run.json").is_file():
+            return Run(task).task
+        task = load_config(task)
+    if isinstance(task, RunConfig):
+        return build_task(asked_task(task), split_seed(task))
+    if isinstance(task, Task):
+        return task
+    return build_task(task, 0)
