@@ -97,6 +97,8 @@ def test_an_audit_measures_what_it_was_given(audited: tuple[Path, Any]) -> None:
     assert len(depth)
     assert depth.value.abs().max() < 1e-6  # nothing is gone from a model compared with itself
     assert not (run.folder / "curves.parquet").exists()  # nobody asked for an attack
+    for name in ("hidden", "same"):
+        assert "Original" in (folder / "run" / f"compare-{name}.html").read_text()
     assert {entry.ledger.steps for entry in map(run.store.entry, run.keys.values())} == {0}
 
 

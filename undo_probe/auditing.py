@@ -4,17 +4,20 @@ An audit is a run whose models are all loaded, so its folder, tables and page ar
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from undo_probe.attacks.relearn import attack as run_attack
+from undo_probe.comparison import compare
 from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.jobs import OnEvent
 from undo_probe.pipeline import run_undo
 from undo_probe.plan import places_of
 from undo_probe.presets import PRESETS, load_config, near, override, preset
+from undo_probe.records import Arm
 from undo_probe.report import write_report
 from undo_probe.scorecard import score
 from undo_probe.sources import described, find_source
@@ -45,7 +48,8 @@ def audit(
         original: the model that was unlearned: a folder of undo_probe or transformers, or a hub id.
         unlearned: what came of it, or several by name.
         task: a task's name, a preset or a settings file; of these the sections task, attack, score and seed count.
-        folder: the run folder, with ``report.html`` at the end; the same call goes on in it.
+        folder: the run folder, with ``report.html`` at the end, and ``compare-NAME.html`` for each unlearned model
+            beside the original, layer by layer; the same call goes on in it.
         overrides: settings such as ``task.text=quiz`` or ``attack.steps=40``.
         oracle: a model trained like the original without what is to be forgotten; survival then lies between it and the
             original, without it survival is null.
@@ -64,7 +68,19 @@ def audit(
         run = run_attack(run, workers=workers, progress=progress)
     score(run, workers=workers, progress=progress, also=also or None)
     write_report(run.folder)
+    for arm, page in compared(run).items():
+        gold = run.model("oracle_matched") if oracle else None
+        names = (run.arm("original").label, arm.label)
+        compare(run.model("original"), run.load(arm), run.task, gold=gold, names=names).write(page)
     return run
+
+
+def compared(run: "Run") -> dict[Arm, Path]:
+    """The unlearned models of an audit, and where each one's comparison with the original lies."""
+    given = [arm for arm in run.arms if arm.stage == "unlearned"]
+    return {
+        arm: run.folder / f"compare-{re.sub(r'[^a-z0-9]+', '-', arm.method.lower())}.html" for arm in given
+    }
 
 
 def audit_config(

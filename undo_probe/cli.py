@@ -233,11 +233,11 @@ def audit(
 ) -> None:
     """Measure finished models: nothing is trained unless --attack is given."""
     from undo_probe.auditing import audit as run_audit
-    from undo_probe.auditing import named_places
+    from undo_probe.auditing import compared, named_places
 
     places, wanted = named_places(unlearned), also or ()
     with _phase("audit") as phase:
-        run_audit(
+        made = run_audit(
             original,
             places,
             task,
@@ -249,7 +249,7 @@ def audit(
             workers=workers,
             progress=phase.event,
         )
-    typer.echo(f"report: {out / 'report.html'}")
+    typer.echo("\n".join(map(str, (out / "report.html", *compared(made).values()))))
 
 
 @app.command()

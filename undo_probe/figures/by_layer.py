@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from undo_probe.errors import UndoProbeError
-from undo_probe.figures.heat import short
 from undo_probe.figures.figure import Figure
+from undo_probe.figures.heat import short
 from undo_probe.figures.layout import Panels, axis, axis_names, draw
 from undo_probe.figures.look import faint, layer_label, plain
 from undo_probe.figures.tables import with_interval

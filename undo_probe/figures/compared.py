@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from undo_probe.errors import UndoProbeError
 from undo_probe.figures.by_layer import Lines, Series, known, line_figure, series
-from undo_probe.figures.heat import distance_colors, heat, short
 from undo_probe.figures.figure import Figure
+from undo_probe.figures.heat import distance_colors, heat, short
 from undo_probe.figures.layout import Panels, axis, axis_names, draw
 from undo_probe.figures.look import BLUE, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, layer_label, plain
 from undo_probe.figures.tables import number, with_interval
