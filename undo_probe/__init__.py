@@ -36,6 +36,8 @@ _LAZY = {
     "ablate": "interventions",
     "junk_direction": "measures.junk_direction",
     "patch_map": "measures.patching",
+    "collapse_bases": "collapse",
+    "collapse_gradients": "collapse",
     "compare": "comparison",
     "Comparison": "comparison",
 }
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from undo_probe.attacks.relearn import attack as attack
     from undo_probe.attacks.relearn import relearn as relearn
     from undo_probe.auditing import audit as audit
+    from undo_probe.collapse import collapse_bases as collapse_bases
+    from undo_probe.collapse import collapse_gradients as collapse_gradients
     from undo_probe.comparison import Comparison as Comparison
     from undo_probe.comparison import compare as compare
     from undo_probe.errors import UndoProbeError as UndoProbeError

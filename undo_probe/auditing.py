@@ -4,7 +4,6 @@ An audit is a run whose models are all loaded, so its folder, tables and page ar
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,9 +77,7 @@ def audit(
 def compared(run: "Run") -> dict[Arm, Path]:
     """The unlearned models of an audit, and where each one's comparison with the original lies."""
     given = [arm for arm in run.arms if arm.stage == "unlearned"]
-    return {
-        arm: run.folder / f"compare-{re.sub(r'[^a-z0-9]+', '-', arm.method.lower())}.html" for arm in given
-    }
+    return {arm: run.folder / f"compare-{arm.method.replace(' ', '-')}.html" for arm in given}
 
 
 def audit_config(

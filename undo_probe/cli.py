@@ -1,4 +1,7 @@
-"""The command line. No logic: every command is one or two calls of the package."""
+"""The command line. No logic: every command is one or two calls of the package.
+
+Over 400 lines because every option says what it is for.
+"""
 
 import os
 import sys
