@@ -138,6 +138,7 @@ def test_facts_are_limited_to_groups(folder: Path) -> None:
         FactsTask(atlas.config(folder, forget={**atlas.SETTINGS["forget"], "groups": ("west",)}), 0)
 
 
+@pytest.mark.slow
 def test_a_capital_elsewhere_can_be_kept_while_those_of_a_continent_are_forgotten() -> None:
     sides = {
         "forget": {"relations": ["capital"], "groups": ["South America"]},
