@@ -348,7 +348,7 @@ def _centres(points: "pd.DataFrame") -> "pd.DataFrame":
     """Where each cloud's centre lies; the points themselves are in the comparison's folder."""
     import pandas as pd
 
-    clouds: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    clouds: dict[tuple[str, str, str], list[Any]] = {}
     for row in points.to_dict("records"):
         clouds.setdefault((layer_label(row["layer"]), row["split"], row["model"]), []).append(row)
     return pd.DataFrame([
