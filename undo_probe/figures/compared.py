@@ -348,9 +348,11 @@ def _centres(points: "pd.DataFrame") -> "pd.DataFrame":
     """Where each cloud's centre lies; the points themselves are in the comparison's folder."""
     import pandas as pd
 
-    groups = points.groupby(["layer", "split", "model"], sort=False)
+    clouds: dict[tuple[str, str, str], list[Any]] = {}
+    for row in points.to_dict("records"):
+        clouds.setdefault((layer_label(row["layer"]), row["split"], row["model"]), []).append(row)
     return pd.DataFrame([
-        {"layer": layer_label(layer), "split": split, "model": model, "x": number(own["x"].mean()),
-         "y": number(own["y"].mean())}
-        for (layer, split, model), own in groups
+        dict(zip(("layer", "split", "model"), key, strict=True))
+        | {name: number(sum(row[name] for row in rows) / len(rows)) for name in ("x", "y")}
+        for key, rows in clouds.items()
     ])  # fmt: skip
