@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from undo_probe.intervals import tost
+from undo_probe.measures import ItemScores
 from undo_probe.measures.depth import depth_measures
 from undo_probe.measures.stitches import fit_stitches
 from undo_probe.replicates import by_seed, contrast, read_runs
@@ -62,7 +63,8 @@ def of_other(run: Run, other: Run, subset: str) -> float:
     model, original, gold = other.model("original"), run.model("original"), run.model("oracle_matched")
     maps = [fit_stitches(each, original, run.task, run.config.seed).maps for each in (model, gold)]
     found = depth_measures(model, original, gold, run.task, (maps[0], maps[1]))
-    return next(float(item.values.mean()) for item in found if item.subset == subset)
+    items = (item for item in found if isinstance(item, ItemScores))
+    return next(float(item.values.mean()) for item in items if item.subset == subset)
 
 
 def near_zero(name: str, values: np.ndarray) -> None:

@@ -129,9 +129,8 @@ def _curves(
             points = sorted((layer for a, layer in cells if a == arm), key=layer_order)
             if points:
                 traces.append(_line(arm, names[arm], [cells[arm, layer] for layer in points], index))
-    layout = grid.layout(
-        axis(type="category", showgrid=False), axis(title=heading, **y_axis), showlegend=True
-    )
+    layout = grid.layout(axis(type="category", showgrid=False), axis(**y_axis), showlegend=True)
+    layout["yaxis"]["title"] = axis(heading)["title"]  # of the first panel alone
     return Figure(name, title, draw(traces, layout), caption, opposite, table, grid.narrow())
 
 
