@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 READ, ANSWER = "read", "answer"
-NOTHING = 1e-3
+NOTHING = 5e-3
 """Divergences and distances below this are called none: bits a token, or shares of a norm."""
 SMALL = 0.05
 """A divergence of fewer bits a token is called small."""
