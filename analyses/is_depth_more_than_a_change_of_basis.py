@@ -28,10 +28,8 @@ parser.add_argument("--over", default="without the last", help="or: all blocks")
 
 def main() -> None:
     """Prints the excess of every student over its twin, and the two equivalence tests."""
-    asked = parser.parse_args()
-    runs, readings = read_runs(asked.runs)
-    for kind in ("raw", "stitched"):
-        subset = f"{kind}, {asked.over}"
+    runs, readings = read_runs((asked := parser.parse_args()).runs)
+    for subset in (f"raw, {asked.over}", f"stitched, {asked.over}"):
         table = by_seed(readings, f"measure == 'depth' and task_split == 'forget' and subset == '{subset}'")
         print(f"\ndepth, {subset}: means over {len(table)} seeds")
         for arm, values in table.items():
@@ -39,13 +37,12 @@ def main() -> None:
         twins = [name for name in table if name.startswith("distilled") and name.endswith("-twin")]
         for twin in twins:
             print(f"  {contrast(table, twin.removesuffix('-twin'), twin)}")
-        if kind == "stitched":
-            for twin in twins:
+            if subset.startswith("stitched"):
                 near_zero(twin, table[twin].dropna().to_numpy(float))
-            second(runs, readings, table, subset)
+    second(runs, table, subset)
 
 
-def second(runs: list[Run], readings: pd.DataFrame, table: pd.DataFrame, subset: str) -> None:
+def second(runs: list[Run], table: pd.DataFrame, subset: str) -> None:
     """The stitched depth of an original of another seed."""
     if "original-b" in table:
         near_zero("original-b", table["original-b"].dropna().to_numpy(float))

@@ -2,8 +2,7 @@
 
 Reads a finished run. For every alpha and layer, on held-out forget and retain questions at the last prompt token: how
 much nearer to the original the student lies than the noised model it was made from (share of the original's norm), and
-how many bits a token the noised model gains when it runs on the student's states after that block. What distillation
-repairs shows on retain; what it keeps from coming back shows as no gain on forget.
+how many bits a token the noised model gains on the student's states after that block: repair shows on retain.
 
     python analyses/where_in_the_stream_does_distillation_act.py runs/demo
 """

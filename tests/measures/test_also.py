@@ -97,7 +97,7 @@ def test_asking_for_more_leaves_the_batterys_keys_as_they_were(run: Run) -> None
 
 
 def test_the_forward_passes_of_an_arm_are_at_most_what_is_said(run: Run) -> None:
-    """Counted at the embedding of every model; the oracle's and the lens's fit are made once and kept."""
+    """Counted at the embedding of every model; guessable rows of V are said but not asked, shared maps said twice."""
     arm = next(arm for arm in run.arms if arm.name == "distilled-maxent-0.8")
     read = [0]
 
@@ -107,9 +107,9 @@ def test_the_forward_passes_of_an_arm_are_at_most_what_is_said(run: Run) -> None
     for name, lowest in (
         ("depth", 0.5),
         ("lens", 0.4),
-        ("weights", 1.0),
+        ("weights", 0.8),
         ("tuned_lens", 0.4),
-        ("attribution", 1.0),
+        ("attribution", 0.8),
     ):
         it = _compared(arm, _identity(run, arm, name), run.config, run.manifest["split_seed"], run.store)
         handle = torch.nn.modules.module.register_module_forward_hook(
