@@ -312,7 +312,7 @@ def test_peak_memory_does_not_grow_with_the_number_of_rows(tmp_path: Path) -> No
     to_disk(400)  # what the first use of anything takes
     size = to_disk(401).layout.item_bytes * 4000 * 11
     assert size > 64e6
-    assert peak_growth(lambda: to_disk(4000)) < size / 5
+    assert peak_growth(lambda: to_disk(4000)) < size / 3  # in memory it would be more than size
     held = peak_growth(lambda: harvest_points(model, tokens, names, batch_size=64))
     assert held > size / 2  # the measurement sees what is held
 
