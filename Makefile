@@ -36,7 +36,7 @@ test: install
 test-slow: install
 	UNDO_PROBE_NOTEBOOK_PRESET=smoke UNDO_PROBE_NOTEBOOK_FOLDER=$$(mktemp -d)/run \
 		$(BIN)/pytest --nbmake --nbmake-timeout=600 --timeout=900 notebooks
-	$(BIN)/pytest -m slow -n $(WORKERS) --timeout=900
+	$(BIN)/pytest -m slow -n $(WORKERS) --dist loadgroup --timeout=900
 
 # --no-deps: its own dependency would be compiled for a quarter of an hour, and only its file is read
 smollm: install

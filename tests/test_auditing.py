@@ -83,6 +83,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("audit")
 def test_an_audit_measures_what_it_was_given(audited: tuple[Path, Any]) -> None:
     folder, run = audited
     assert content_hash(run.model("unlearned", method="hidden")) == content_hash(
@@ -103,6 +104,7 @@ def test_an_audit_measures_what_it_was_given(audited: tuple[Path, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("audit")
 def test_an_audits_page_speaks_of_every_model_and_of_no_training(audited: tuple[Path, Any]) -> None:
     page = (audited[1].folder / "report.html").read_text()
     for name in ("hidden", "same"):
@@ -113,6 +115,7 @@ def test_an_audits_page_speaks_of_every_model_and_of_no_training(audited: tuple[
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("audit")
 def test_an_attack_is_made_where_it_is_asked_for(audited: tuple[Path, Any], tmp_path: Path) -> None:
     folder, _ = audited
     run = up.audit(

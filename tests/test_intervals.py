@@ -766,3 +766,11 @@ def test_differences_over_seeds_are_covered_everywhere(n: int, items: int, sprea
 @pytest.mark.parametrize("shared", [0.0, 0.8])
 def test_upper_limits_hold_together_everywhere(k: int, shared: float) -> None:
     check_max_t(k, 8, shared, SIMULATIONS)
+
+
+def test_numbers_that_are_all_zero_are_known_and_failures_are_not() -> None:
+    zeros, families = np.zeros(20), np.arange(20)
+    distances = intervals.mean_interval(zeros, families, outcomes=False)
+    assert (distances.low, distances.value, distances.high) == (0.0, 0.0, 0.0)
+    failures = intervals.mean_interval(zeros, families)
+    assert failures.high > 0.05

@@ -183,6 +183,7 @@ def mean_interval(
     level: float = 0.95,
     draws: int = 9999,
     seed: int = 0,
+    outcomes: bool | None = None,
 ) -> Interval:
     """Interval of a mean whose rows come in clusters, for instance bits per item.
 
@@ -191,7 +192,8 @@ def mean_interval(
     skewness; it is left out where more than 2.5 % of the resamples have no variance (up to 3 clusters).
     What remains below its level: skewed values in 3 clusters (exponential ones: 88 % at 95 %), and heavy
     tails, for what one cluster in twenty carries cannot be seen in ten. Values that are all in -1, 0, 1 count
-    as differences of outcomes: see `paired_difference`.
+    as differences of outcomes (see `paired_difference`) unless `outcomes` says that they are not: distances that are
+    all 0 are known, 20 failures out of 20 are not.
 
     Args:
         values: One number per row, any unit. For 0/1 outcomes `proportion` is narrower.
@@ -199,6 +201,7 @@ def mean_interval(
         level: Confidence level.
         draws: Bootstrap resamples; 0 gives the plain t interval. The same seed gives the same resamples.
         seed: Seed of the resamples.
+        outcomes: Whether values are differences of 0/1 outcomes; by what they look like if None.
 
     Returns:
         The mean over rows, in the values' unit; one cluster gives -inf and inf.
@@ -210,7 +213,8 @@ def mean_interval(
     """
     rows = _numbers("values", values)
     groups = _groups(clusters, len(rows))
-    return _mean_intervals(rows, groups, _are_outcomes(rows), draws, seed)(level)
+    seen = _are_outcomes(rows) if outcomes is None else outcomes
+    return _mean_intervals(rows, groups, seen, draws, seed)(level)
 
 
 def paired_difference(

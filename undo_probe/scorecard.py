@@ -181,11 +181,13 @@ def _of_statistic(arm: Arm, item: Statistic) -> Reading:
 
 
 def _of_items(arm: Arm, item: ItemScores, draws: int, seed: int) -> Reading:
-    outcomes = bool(np.isin(item.values, (0.0, 1.0)).all())
-    if outcomes:
+    share = item.unit == "share"
+    if share and bool(np.isin(item.values, (0.0, 1.0)).all()):
         found = intervals.proportion(item.values, item.families)
     else:
-        found = intervals.mean_interval(item.values, item.families, draws=draws, seed=seed)
+        # a distance or a number of bits that is 0 in every row is no outcome that was never seen
+        seen = None if share else False
+        found = intervals.mean_interval(item.values, item.families, draws=draws, seed=seed, outcomes=seen)
     return Reading(
         arm,
         item.measure,

@@ -13,7 +13,7 @@ from undo_probe.measures.also import ALSO, _compared, _identity, forward_rows, m
 from undo_probe.measures.battery import Measured
 from undo_probe.store import Run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("also")]
 Found = dict[str, list[Measured]]
 
 

@@ -23,4 +23,4 @@ def update(inputs: np.ndarray, gradients: np.ndarray, k_act: int, k_grad: int) -
         for direction in directions(vectors, k).T if k else ():
             kept = np.stack([row - (row @ direction) * direction for row in kept])
         sides.append(kept)
-    return sum(np.outer(a, g) for a, g in zip(*sides, strict=True))
+    return np.sum([np.outer(a, g) for a, g in zip(*sides, strict=True)], axis=0)

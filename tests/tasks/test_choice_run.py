@@ -23,7 +23,7 @@ from undo_probe.presets import preset
 from undo_probe.store import Store
 from undo_probe.tasks.choice import ChoiceTask
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("choice run")]
 QUICK = (
     "task.name=choice", "task.near_duplicates=null", "task.n_ctx=48", "task.forget_shares=[0.35,0.45,0.1,0.1]",
     'unlearn.also=["rmu"]', "unlearn.maxent.steps=30", "unlearn.maxent.batch_size=16",
@@ -227,7 +227,7 @@ def test_the_dry_run_counts_what_the_run_then_counts(run: Any, place: Path) -> N
     [
         ("unlearn.rmu.layer=5", r"rmu\.layer is 5, but the model of original\.source \(.*\) has layers 0\.\.1"),
         ("noise.layers=[2]", r"noise names 2, but the model of original\.source .* 2 layers of 4 heads"),
-        ("task.n_ctx=200", r"a row of the task has 200 tokens, but the model of original\.source reads 128"),
+        ("task.n_ctx=200", r"a row of the task has 200 tokens, but the model of .* reads 128"),
         ("task.name=arithmetic", "reads 425 tokens, the task arithmetic has 17: take a model that was trained on this"),
         ("unlearn.rmu.tensors=[\"mlp.W_up\"]", r"unlearn\.rmu\.tensors: the model has no 'blocks\.1\.mlp\.W_up'"),
     ],

@@ -15,7 +15,7 @@ from undo_probe.models import load_model, save_model
 from undo_probe.presets import preset
 from undo_probe.tasks.facts import FactsTask
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("facts run")]
 QUICK = (
     "unlearn.also=[]", "attack.also=[]",
     "unlearn.maxent.steps=40", "unlearn.maxent.batch_size=16", "unlearn.maxent.learning_rate=0.003",
@@ -117,7 +117,7 @@ def test_the_attack_is_read_and_the_page_tells_it(run: Any, readings: pd.DataFra
     }
     # 14 facts are few: what came back is no share of so uncertain a gap, and that is said
     gap = readings.query("measure == 'recovered_gap'")
-    assert gap["value"].isna().all()
+    assert bool(gap["value"].isna().all())
     assert gap["note"].str.contains("standard errors apart").all()
     page = up.write_report(run, tmp_path / "page.html").read_text()
     for text in ("the facts to forget (seats)", "Without an oracle", "V in trained wordings"):

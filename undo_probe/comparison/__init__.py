@@ -196,10 +196,8 @@ def _line(found: Found, twin: Found | None, second: Found | None) -> dict[str, A
 def _limits(found: Found) -> tuple[float | None, float | None, float | None, int, int]:
     scores = found.scores
     if isinstance(scores, ItemScores):
-        if scores.unit != "share of rows" and np.ptp(scores.values) == 0:  # not outcomes that happen to agree
-            value = float(scores.values[0])
-            return value, value, value, len(scores.values), len(np.unique(scores.families))
-        mean = intervals.mean_interval(scores.values, scores.families, draws=DRAWS)
+        outcomes = None if scores.unit.startswith("share") else False
+        mean = intervals.mean_interval(scores.values, scores.families, draws=DRAWS, outcomes=outcomes)
         return mean.value, _finite(mean.low), _finite(mean.high), mean.n, mean.n_clusters
     return scores.value, scores.low, scores.high, scores.n, scores.n_clusters
 

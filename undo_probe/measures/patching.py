@@ -144,7 +144,7 @@ def patch_map(
     for name, into, source in (("a", a, b), ("b", b, a)):
         changes = patched_bits(into, source, rows, at) - plain_bits(into, rows)
         for place, values in zip(at, changes, strict=True):
-            found = intervals.mean_interval(values, rows.families, draws=draws)
+            found = intervals.mean_interval(values, rows.families, draws=draws, outcomes=False)
             where = {"layer": place.layer, "head": place.head, "position": place.positions[0]}
             limits = {"change": found.value, "low": found.low, "high": found.high}
             lines.append({"into": name, "site": site, **where, **limits})

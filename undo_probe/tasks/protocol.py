@@ -58,7 +58,9 @@ class TokenSet:
 
     def select(self, keep: np.ndarray) -> "TokenSet":
         """The rows where ``keep`` is True (or the rows of an index array), in order."""
-        rows = np.flatnonzero(keep) if keep.dtype == bool else keep
+        rows = (
+            np.flatnonzero(keep) if keep.dtype == bool else np.array(keep)
+        )  # torch wants one it may write to
         if not len(rows):
             raise UndoProbeError(
                 f"no row of {self.name} is left: choose a selection that holds at least one row"
