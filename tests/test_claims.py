@@ -222,6 +222,7 @@ def test_every_claim_has_one_script_that_names_it() -> None:
     assert all(f"`{name}`" in listed for name in scripts)
 
 
+@pytest.mark.slow
 def test_a_script_says_what_it_asks(tmp_path: Path) -> None:
     script = next((REPO / "analyses").glob("c07_*.py"))
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)

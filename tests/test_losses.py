@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import references.losses as published
 import tiny
@@ -224,7 +225,7 @@ def test_the_divergence_over_the_likeliest_tokens_lumps_the_rest() -> None:
 def test_the_divergence_over_the_likeliest_tokens_grows_to_the_whole_one() -> None:
     student, teacher = torch.randn(2, 20, 9, dtype=torch.float64)
     found = [float(losses.topk_kl(student, *likeliest(teacher, k))) for k in range(1, 10)]
-    assert found == sorted(found)
+    assert (np.diff(found) > -1e-12).all()  # the last step adds nothing but rounding
     assert found[-1] == pytest.approx(float(losses.forward_kl(student, teacher)), rel=1e-12)
     assert found[0] > 0
 

@@ -127,6 +127,7 @@ def test_a_cell_is_the_same_run_as_one_that_was_made_alone(
         pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
 
 
+@pytest.mark.slow
 def test_workers_are_shared_by_the_cells_and_change_no_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +272,7 @@ def test_a_mistake_is_told_before_anything_is_touched(tmp_path: Path) -> None:
         run_sweep(asked("distilled", BETAS), folder)
 
 
+@pytest.mark.slow
 def test_every_part_of_the_work_goes_to_the_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # looked up, because the package has a function of the module's name
     relearning = sys.modules[attack.__module__]
