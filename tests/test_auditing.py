@@ -105,6 +105,21 @@ def test_an_audit_measures_what_it_was_given(audited: tuple[Path, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("audit")
+def test_an_arm_of_a_run_can_be_audited(audited: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, run = audited
+    config = audit_config(f"{run.folder}:original", f"{run.folder}:hidden", run.folder)
+    assert (config.task, config.seed) == (run.config.task, run.config.seed)
+    assert content_hash(up.load_model(config.given.unlearned["Unlearned"])) == content_hash(
+        up.load_model(folder / "after")
+    )
+    with pytest.raises(
+        UndoProbeError, match=r"the run has no arm 'nobody': expected one of original \(Original\)"
+    ):
+        audit_config(f"{run.folder}:nobody", folder / "after", tiny.quick(*SMALL))
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("audit")
 def test_an_audits_page_speaks_of_every_model_and_of_no_training(audited: tuple[Path, Any]) -> None:
     page = (audited[1].folder / "report.html").read_text()
     for name in ("hidden", "same"):

@@ -6,7 +6,6 @@ An audit is a run whose models are all loaded, so its folder, tables and page ar
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from undo_probe.attacks.relearn import attack as run_attack
 from undo_probe.comparison import compare
@@ -20,10 +19,8 @@ from undo_probe.records import Arm
 from undo_probe.report import write_report
 from undo_probe.scorecard import score
 from undo_probe.sources import described, find_source
+from undo_probe.store import Run, arm_at
 from undo_probe.task_config import TASKS
-
-if TYPE_CHECKING:
-    from undo_probe.store import Run
 
 ALONE = "Unlearned"
 """What an unlearned model is called that was given no name."""
@@ -40,13 +37,14 @@ def audit(
     also: Sequence[str] = (),
     workers: int | None = None,
     progress: OnEvent | None = None,
-) -> "Run":
+) -> Run:
     """Measure finished models on a task: capability, probes, drift, and the attack and depth where asked.
 
     Args:
-        original: the model that was unlearned: a folder of undo_probe or transformers, or a hub id.
+        original: the model that was unlearned: a folder of undo_probe or transformers, a hub id, or ``RUN:arm``.
         unlearned: what came of it, or several by name.
-        task: a task's name, a preset or a settings file; of these the sections task, attack, score and seed count.
+        task: a task's name, a preset, a settings file or a run folder; of these the sections task, attack, score and
+            the seed count.
         folder: the run folder, with ``report.html`` at the end, and ``compare-NAME.html`` for each unlearned model
             beside the original, layer by layer; the same call goes on in it.
         overrides: settings such as ``task.text=quiz`` or ``attack.steps=40``.
@@ -74,7 +72,7 @@ def audit(
     return run
 
 
-def compared(run: "Run") -> dict[Arm, Path]:
+def compared(run: Run) -> dict[Arm, Path]:
     """The unlearned models of an audit, and where each one's comparison with the original lies."""
     given = [arm for arm in run.arms if arm.stage == "unlearned"]
     return {arm: run.folder / f"compare-{arm.method.replace(' ', '-')}.html" for arm in given}
@@ -93,11 +91,24 @@ def audit_config(
         UndoProbeError: no such task or preset, or a setting that does not fit.
     """
     named = unlearned if isinstance(unlearned, Mapping) else {ALONE: unlearned}
-    given = {"unlearned": {name: str(place) for name, place in named.items()}, "oracle": str(oracle)}
+    given = {
+        "unlearned": {name: _checkpoint(place) for name, place in named.items()},
+        "oracle": _checkpoint(oracle) if oracle else "",
+    }
     base = task if isinstance(task, RunConfig) else _base(str(task))
     return override(
-        base, f"original.source={original}", f"given={json.dumps(given)}", 'name="audit"', *overrides
+        base,
+        f"original.source={_checkpoint(original)}",
+        f"given={json.dumps(given)}",
+        'name="audit"',
+        *overrides,
     )
+
+
+def _checkpoint(place: str | Path) -> str:
+    """Where a model lies: of ``RUN:arm``, the run's stored checkpoint."""
+    named = arm_at(place)
+    return str(place) if named is None else str(named[0].store.path(named[0].keys[named[1].name]))
 
 
 def _check_alike(config: RunConfig) -> None:
@@ -114,14 +125,16 @@ def _check_alike(config: RunConfig) -> None:
 
 
 def _base(task: str) -> RunConfig:
-    """The settings that a task's name, a preset or a file stands for."""
+    """The settings that a task's name, a preset, a file or a run stands for."""
     if task in TASKS:
         return preset("tiny", f"task.name={task}")
     if task in PRESETS or Path(task).is_file():
         return load_config(task)
+    if (Path(task) / "run.json").is_file():
+        return load_config(Path(task) / "config.json")
     known = [*TASKS, *PRESETS]
     raise UndoProbeError(
-        f"{task!r} is no task, preset or settings file{near(task, known)}: tasks are {', '.join(TASKS)}, presets "
+        f"{task!r} is no task, preset, settings file or run{near(task, known)}: tasks are {', '.join(TASKS)}, presets "
         f"{', '.join(PRESETS)}"
     )
 

@@ -218,13 +218,15 @@ def sweep(
 @app.command()
 def audit(
     original: Annotated[
-        str, typer.Option(help="The model before: a folder or a hub id.", show_default=False)
+        str, typer.Option(help="The model before: a folder, a hub id, or RUN:arm.", show_default=False)
     ],
     unlearned: Annotated[
         list[str],
         typer.Option(help="The model after, or NAME=MODEL; several times for several.", show_default=False),
     ],
-    task: Annotated[str, typer.Option(help="A task, a preset or a settings file.", show_default=False)],
+    task: Annotated[
+        str, typer.Option(help="A task, a preset, a settings file or a run.", show_default=False)
+    ],
     settings: Annotated[list[str] | None, typer.Argument(help="a.b=c overrides.", show_default=False)] = None,
     oracle: Annotated[str, typer.Option(help="A model that was never shown the forget data.")] = "",
     out: Annotated[Path, typer.Option(help="The audit's run folder.")] = Path("runs/audit"),

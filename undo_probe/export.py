@@ -5,7 +5,6 @@ from pathlib import Path
 
 from undo_probe.errors import UndoProbeError
 from undo_probe.models import load_model, save_model
-from undo_probe.records import Arm
 from undo_probe.sources import Source, find_source, has_tokenizer
 from undo_probe.store import Run
 
@@ -29,7 +28,7 @@ def export(place: str | Path, folder: str | Path, *, arm: str = "", source: str 
     place, found = Path(place), None if source is None else find_source(source)
     if (place / "run.json").is_file():
         run = Run(place)
-        chosen = _chosen(run, arm)
+        chosen = run.named(arm)
         model, what = run.load(chosen), chosen.label
         found = found or _source_of(run)
     elif arm:
@@ -39,17 +38,6 @@ def export(place: str | Path, folder: str | Path, *, arm: str = "", source: str 
     save_model(model, folder, format="huggingface", source=found)
     beside = "with" if has_tokenizer(Path(folder)) else "without"
     return f"{what}, {beside} a tokenizer: {folder}"
-
-
-def _chosen(run: Run, asked: str) -> Arm:
-    """The arm of that name, else of that label."""
-    named = [arm for arm in run.arms if arm.name == asked]
-    found = named or [arm for arm in run.arms if arm.label.lower() == asked.lower()]
-    if len(found) != 1:
-        problem = f"several arms are called {asked!r}" if found else f"the run has no arm {asked!r}"
-        names = ", ".join(f"{arm.name} ({arm.label})" for arm in (found or run.arms))
-        raise UndoProbeError(f"{problem if asked else 'no arm is given'}: expected one of {names}")
-    return found[0]
 
 
 def _source_of(run: Run) -> Source | None:

@@ -300,6 +300,20 @@ class Run:
             )
         return found[0]
 
+    def named(self, asked: str) -> Arm:
+        """The arm of that name (``distilled-maxent-0.4``), else of that label (``UNDO 0.4``).
+
+        Raises:
+            UndoProbeError: there is not just one; the text lists them.
+        """
+        named = [arm for arm in self.arms if arm.name == asked]
+        found = named or [arm for arm in self.arms if arm.label.lower() == asked.strip().lower()]
+        if len(found) != 1:
+            problem = f"several arms are called {asked!r}" if found else f"the run has no arm {asked!r}"
+            names = ", ".join(f"{arm.name} ({arm.label})" for arm in (found or self.arms))
+            raise UndoProbeError(f"{problem if asked else 'no arm is given'}: expected one of {names}")
+        return found[0]
+
     def model(
         self, stage: str, *, method: str = "", alpha: float | None = None, variant: str = ""
     ) -> HookedTransformer:
@@ -360,3 +374,19 @@ def unused(run: Run) -> list[str]:
         *run.manifest["measured"],
     }
     return [key for key in run.store.keys() if key not in used]
+
+
+def arm_at(place: str | Path) -> tuple[Run, Arm] | None:
+    """The run and arm that ``RUN:arm`` names, or None for what is no arm of a run.
+
+    Raises:
+        UndoProbeError: the run has no such arm, or a run is named without one.
+    """
+    folder, _, asked = str(place).rpartition(":")
+    if folder and (Path(folder) / "run.json").is_file():
+        run = Run(folder)
+        return run, run.named(asked)
+    if (Path(place) / "run.json").is_file():
+        names = ", ".join(arm.name for arm in Run(place).arms)
+        raise UndoProbeError(f"{place} is a run of several models: name one, {place}:ARM, of {names}")
+    return None

@@ -13,7 +13,7 @@ from undo_probe.models import HookedTransformer, load_model
 from undo_probe.pipeline import split_seed
 from undo_probe.presets import load_config
 from undo_probe.sources import find_source
-from undo_probe.store import Run
+from undo_probe.store import Run, arm_at
 from undo_probe.tasks import Task, asked_task, build_task
 from undo_probe.tasks.reader import Reader, source_reader
 
@@ -47,18 +47,10 @@ def open_subject(place: Place, name: str) -> Subject:
     """
     if isinstance(place, HookedTransformer):
         return Subject(place, name)
-    folder, _, asked = str(place).rpartition(":")
-    if folder and (Path(folder) / "run.json").is_file():
-        run = Run(folder)
-        wanted = asked.strip().lower()
-        found = [arm for arm in run.arms if wanted in (arm.name.lower(), arm.label.lower())]
-        if len(found) != 1:
-            names = ", ".join(arm.name for arm in run.arms)
-            raise UndoProbeError(f"the run {folder} has no one arm {asked!r}: expected one of {names}")
-        return Subject(run.load(found[0]), found[0].label, run)
-    if (Path(str(place)) / "run.json").is_file():
-        names = ", ".join(arm.name for arm in Run(place).arms)
-        raise UndoProbeError(f"{place} is a run of several models: name one, {place}:ARM, of {names}")
+    named = arm_at(place)
+    if named is not None:
+        run, arm = named
+        return Subject(run.load(arm), arm.label, run)
     source = find_source(str(place))
     tokenizer = "" if source.kind == "checkpoint" else str(place)
     return Subject(load_model(place, n_ctx=LONGEST), Path(str(place)).name, None, tokenizer)
