@@ -100,9 +100,11 @@ def test_another_basis_moves_states_and_neither_answers_nor_likeness() -> None:
     assert "no layer lies farther away than the twin’s" in dict(made.words.paragraphs)["The twin"]
 
 
-def test_answers_are_those_of_the_models_themselves() -> None:
-    """The last state that is read is before the final norm: norm and unembedding give the model's own logits."""
+@pytest.mark.parametrize("cap", [0.0, 0.2])
+def test_answers_are_those_of_the_models_themselves(cap: float) -> None:
+    """The last state is read before the final norm: norm, unembedding and one soft cap give the model's own logits."""
     a, b, task = tiny.model(0), tiny.model(1), tiny.small_task()
+    a.cfg.output_logits_soft_cap = b.cfg.output_logits_soft_cap = cap
     made = up.compare(a, b, task, max_rows=2 * ROWS, also=())
     asked = {each.split: each.rows for each in ask(task, 2 * ROWS, 0)}
     for line in made.table("answer_log_probability").to_dict("records"):

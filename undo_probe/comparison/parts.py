@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from undo_probe.activations import residual_names
@@ -135,8 +134,8 @@ def behaviour(pair: Pair) -> list[Found]:
         named = (asked.split, "", None)
         values: dict[str, list[Tensor]] = {"kl": [], "a": [], "b": []}
         for rows in asked.chunks(pair.a.model.cfg.d_vocab):
-            theirs = final_logits(pair.a.model, pair.a.at_answers(asked, hook_a)[rows]).log_softmax(-1)
-            ours = final_logits(pair.b.model, pair.b.at_answers(asked, hook_b)[rows])
+            theirs = decode(pair.a.model, pair.a.at_answers(asked, hook_a)[rows]).log_softmax(-1)
+            ours = decode(pair.b.model, pair.b.at_answers(asked, hook_b)[rows])
             own = token_values(ours, theirs, asked.targets[rows])
             values["kl"].append(own["lens_kl"])
             values["b"].append(own["lens_log_probability"])
@@ -153,14 +152,6 @@ def behaviour(pair: Pair) -> list[Found]:
             ]
             found.append(_change(pair, asked, ANSWER, "accuracy", *named, "share of rows", *scores))
     return found
-
-
-def final_logits(
-    model: HookedTransformer, states: Float[Tensor, "*rows d_model"]
-) -> Float[Tensor, "*rows d_vocab"]:
-    """What the model itself makes of the last residual stream, soft cap included."""
-    logits, cap = decode(model, states), model.cfg.output_logits_soft_cap
-    return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
 
 def geometry(pair: Pair) -> list[Found]:
