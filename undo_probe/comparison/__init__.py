@@ -196,7 +196,7 @@ def _line(found: Found, twin: Found | None, second: Found | None) -> dict[str, A
 def _limits(found: Found) -> tuple[float | None, float | None, float | None, int, int]:
     scores = found.scores
     if isinstance(scores, ItemScores):
-        outcomes = None if scores.unit.startswith("share") else False
+        outcomes = None if scores.unit == "share of rows" else False
         mean = intervals.mean_interval(scores.values, scores.families, draws=DRAWS, outcomes=outcomes)
         return mean.value, _finite(mean.low), _finite(mean.high), mean.n, mean.n_clusters
     return scores.value, scores.low, scores.high, scores.n, scores.n_clusters
