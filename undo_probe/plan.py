@@ -59,10 +59,12 @@ def _given(config: RunConfig) -> list[Step]:
     arms = [Arm("original"), *(Arm("unlearned", name) for name in config.given.unlearned)]
     arms += [Arm("oracle_matched")] if config.given.oracle else []
     places = places_of(config)
-    loaded = [
-        _step(config, arm, "load", {"source": identity(find_source(*places[arm.name])), **marked})
-        for arm, marked in zip(arms, ({}, *[{"given": True}] * (len(arms) - 1)), strict=True)
-    ]
+    loaded = []
+    for arm in arms:
+        # a known set was measured on the original, and only there it is checked
+        given = {"given": True} if arm.stage != "original" else {}
+        source = identity(find_source(*places[arm.name]))
+        loaded.append(_step(config, arm, "load", {"source": source, **given}))
     return [*loaded, _step(config, Arm("random"), "fresh", {}, ("original",))]
 
 
