@@ -207,7 +207,26 @@ class QuestionSource(Section):
         return self
 
 
-class ChoiceConfig(Section):
+class AskedConfig(Section):
+    """What tasks share that ask the user's own questions or facts of a model with a tokenizer of its own."""
+
+    tokenizer: str = ""
+    tokenizer_revision: str = "main"
+    near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.5
+    max_text_tokens: Count | None = None
+    min_characters: Count = 100
+    forget_shares: tuple[Share, Share, Share, Share] = (0.4, 0.4, 0.1, 0.1)
+    retain_shares: tuple[Share, Share, Share] = (0.6, 0.15, 0.25)
+    cache: str = ""
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if not sum(self.forget_shares) or not sum(self.retain_shares):
+            raise ValueError("task.forget_shares or task.retain_shares are all 0: give each split a share")
+        return self
+
+
+class ChoiceConfig(AskedConfig):
     """Multiple choice questions, some to forget and some to keep, answered by a letter.
 
     ``text`` is the user's folder. ``forget_text``, ``retain_text`` and ``distill_text`` are what is trained on, where
@@ -225,23 +244,13 @@ class ChoiceConfig(Section):
     forget_text: TextSource | None = None
     retain_text: TextSource | None = None
     distill_text: TextSource | None = None
-    tokenizer: str = ""
-    tokenizer_revision: str = "main"
     vocab: Annotated[int, Field(ge=270, le=262_144)] = 1024
     n_ctx: Annotated[int, Field(ge=16, le=8192)] = 256
     permute: bool = True
-    near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.5
     max_questions: Count | None = None
-    max_text_tokens: Count | None = None
-    min_characters: Count = 100
-    forget_shares: tuple[Share, Share, Share, Share] = (0.4, 0.4, 0.1, 0.1)
-    retain_shares: tuple[Share, Share, Share] = (0.6, 0.15, 0.25)
-    cache: str = ""
 
     @model_validator(mode="after")
     def _two_sides(self) -> Self:
-        if not sum(self.forget_shares) or not sum(self.retain_shares):
-            raise ValueError("task.forget_shares or task.retain_shares are all 0: give each split a share")
         if self.forget.name == self.retain.name:
             raise ValueError(
                 f"both sides are called {self.forget.name}: keep some questions and forget others"
@@ -287,7 +296,7 @@ class FactSource(Section):
         return self
 
 
-class FactsConfig(Section):
+class FactsConfig(AskedConfig):
     """Facts that a pretrained model may know, some to forget and some to keep, completed from a prompt.
 
     Each fact is asked in some wordings, of which one is kept for testing; a row is answered where the right answer is
@@ -305,22 +314,8 @@ class FactsConfig(Section):
     retain_text: TextSource | None = None
     known: str = ""
     candidates: Annotated[int, Field(ge=2, le=16)] = 6
-    tokenizer: str = ""
-    tokenizer_revision: str = "main"
     vocab: Annotated[int, Field(ge=257, le=262_144)] = 1024
     n_ctx: Annotated[int, Field(ge=8, le=8192)] = 24
-    near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.5
-    max_text_tokens: Count | None = None
-    min_characters: Count = 100
-    forget_shares: tuple[Share, Share, Share, Share] = (0.4, 0.4, 0.1, 0.1)
-    retain_shares: tuple[Share, Share, Share] = (0.6, 0.15, 0.25)
-    cache: str = ""
-
-    @model_validator(mode="after")
-    def _shares(self) -> Self:
-        if not sum(self.forget_shares) or not sum(self.retain_shares):
-            raise ValueError("task.forget_shares or task.retain_shares are all 0: give each split a share")
-        return self
 
 
 TASKS: dict[str, type[Section]] = {
