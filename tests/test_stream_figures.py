@@ -24,7 +24,15 @@ def readings() -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def drawn(readings: pd.DataFrame) -> dict[str, Figure]:
-    makers = (figures.stream, figures.depth_by_block, figures.lenses, figures.attribution)
+    makers = (
+        figures.stream,
+        figures.depth_by_block,
+        figures.lenses,
+        figures.attribution,
+        figures.subspaces,
+        figures.update_energy,
+        figures.selectivity,
+    )
     return {figure.name: figure for make in makers for figure in [make(readings)]}
 
 
@@ -38,7 +46,8 @@ def cell(figure: Figure, panel: int, row: str, column: str) -> float | None:
 
 
 def test_each_says_what_to_look_for_and_what_would_have_shown_the_opposite(drawn: dict[str, Figure]) -> None:
-    assert set(drawn) == {"stream", "stream-depth", "stream-lens", "stream-attribution"}
+    inside = {"subspaces", "subspaces-updates", "subspaces-selectivity"}
+    assert set(drawn) == {"stream", "stream-depth", "stream-lens", "stream-attribution", *inside}
     for figure in drawn.values():
         assert "Look for" in figure.caption
         assert len(figure.opposite) > 40
@@ -147,3 +156,27 @@ def test_names_from_outside_are_no_markup_and_text_is_spoken_of_as_text(readings
         )
         assert "<img" not in names and "&lt;img" in names
         assert "question" not in make(readings, words).caption
+
+
+def test_shared_directions_are_summed_over_leading_bands_and_updates_are_multiples_of_chance(
+    drawn: dict[str, Figure],
+) -> None:
+    shares = spec(drawn["subspaces"])
+    assert [note["text"] for note in shares["layout"]["annotations"]][:2] == [
+        "<b>inputs, V</b>",
+        "<b>inputs, retain</b>",
+    ]
+    assert cell(drawn["subspaces"], 0, "Original", "0") == pytest.approx(
+        0.8 - 0.3 * synthetic.DRIFT["original"]
+    )
+    assert {y for trace in spec(drawn["subspaces-updates"])["data"] for y in trace["y"]} == {2.0}
+    lines = [trace for trace in spec(drawn["subspaces-selectivity"])["data"] if trace["name"] == "Original"]
+    assert lines[0]["x"] == ["0", "8", "16"]  # by size, not as text
+    assert lines[0]["y"] == pytest.approx([0.8, 0.8 / 9, 0.8 / 17])
+
+
+def test_without_readings_each_says_how_to_make_them() -> None:
+    empty = reading_table(synthetic.readings())
+    for make in (figures.subspaces, figures.update_energy, figures.selectivity):
+        with pytest.raises(UndoProbeError, match="undo-probe score RUN --also subspaces"):
+            make(empty)

@@ -348,7 +348,7 @@ class ProbeConfig(Section):
     max_rows: Count = 800
 
 
-Also = Literal["depth", "lens", "weights", "tuned_lens", "attribution"]
+Also = Literal["depth", "lens", "weights", "tuned_lens", "attribution", "subspaces"]
 
 
 class ScoreConfig(Section):
@@ -357,7 +357,7 @@ class ScoreConfig(Section):
     ``also`` names measures beside the usual ones: ``depth``, from which block on the states no longer carry the
     answer (by patching them into the original); ``lens``, the answer read after every block; ``tuned_lens``, the same
     through maps fitted once on the original; ``attribution``, which heads and MLPs write the answer; ``weights``, how
-    far and where to training moved.
+    far and where to training moved; ``subspaces``, what forget and retain rows share, and which of it updates use.
     """
 
     probes: ProbeConfig = ProbeConfig()

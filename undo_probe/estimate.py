@@ -250,7 +250,7 @@ def _also(config: RunConfig, prices: "_Tried | _Extrapolated | _Sliced") -> list
     each = prices.row() if config.score.also else (0.0, 0.0)
     lines = []
     for name in config.score.also:
-        rows = models * forward_rows([name], task, prices.n_layers)
+        rows = models * forward_rows([name], task, prices.n_layers, config.attack.batch_size)
         lines.append(
             Line(f"score.also: {name}", models, 0, rows * task.n_ctx, rows * each[0], rows * each[1])
         )

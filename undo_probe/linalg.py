@@ -5,7 +5,7 @@ the device; eigenvalue problems are solved in float64 (in float32 the subspace e
 larger).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -80,6 +80,10 @@ class PCA:
     total_variance: float
     n: int
 
+    def first(self, k: int) -> "PCA":
+        """The leading ``k`` of these components, or all if they are fewer."""
+        return replace(self, basis=self.basis[:, :k], variances=self.variances[:k])
+
     def basis_with_mean(self) -> Float[Tensor, "d_model joined"]:
         """The mean direction first, then the components orthogonal to it (joined by QR).
 
@@ -149,11 +153,15 @@ class StreamedPCA:
             raise UndoProbeError(f"a covariance needs at least 2 vectors, this one has seen {self.n}")
         return self._scatter / (self.n - 1)
 
-    def components(self, k: int) -> PCA:
+    def components(self, k: int, fewer: bool = False) -> PCA:
         """The ``k`` leading principal components, by Lanczos' method where they are few in a wide space.
 
+        Args:
+            k: how many.
+            fewer: whether to do with as many as there are.
+
         Raises:
-            UndoProbeError: fewer than ``k`` directions carry variance.
+            UndoProbeError: fewer than ``k`` directions carry variance, or none at all.
         """
         covariance = self.covariance().double()
         width, total = len(covariance), float(covariance.diagonal().clamp_min(0).sum())
@@ -161,6 +169,7 @@ class StreamedPCA:
         values, vectors = _leading(covariance, k) if few else _all(covariance)
         floor = values[0].clamp_min(0) * width * torch.finfo(values.dtype).eps
         rank = int((values > floor).sum())
+        k = min(k, rank) if fewer else k
         if not 1 <= k <= rank:
             found = rank if rank < len(values) or not few else f"{rank} or more"
             raise UndoProbeError(

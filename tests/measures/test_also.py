@@ -110,6 +110,7 @@ def test_the_forward_passes_of_an_arm_are_at_most_what_is_said(run: Run) -> None
         ("weights", 0.8),
         ("tuned_lens", 0.4),
         ("attribution", 0.8),
+        ("subspaces", 0.2),
     ):
         it = _compared(arm, _identity(run, arm, name), run.config, run.manifest["split_seed"], run.store)
         handle = torch.nn.modules.module.register_module_forward_hook(
@@ -120,7 +121,7 @@ def test_the_forward_passes_of_an_arm_are_at_most_what_is_said(run: Run) -> None
             ALSO[name](it)
         finally:
             handle.remove()
-        said = forward_rows([name], it.task, it.model.cfg.n_layers)
+        said = forward_rows([name], it.task, it.model.cfg.n_layers, run.config.attack.batch_size)
         assert lowest * said <= read[0] <= said, name
 
 

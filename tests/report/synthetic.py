@@ -471,11 +471,35 @@ def with_stream(readings: pd.DataFrame, twin: str = "twin 0.8") -> pd.DataFrame:
             note = "not applicable: trained from other initial weights" if apart else ""
             value = None if apart else far
             more.append(Reading(arm, "barrier", split, "V", value=value, note=note, **size))
+        more += _subspaces(arm, far)
     fit = _ranged(found["original"], "lens_fit", "tuned", LAYERS[0], 0.4, control="plain logit lens",
                   control_value=1.9, **size)  # fmt: skip
     last = fit.replace(layer=LAYERS[-1], value=0.0)
     more += [fit.replace(task_split="retain"), last.replace(task_split="retain")]
     return pd.concat([readings, reading_table(more)], ignore_index=True)
+
+
+def _subspaces(arm: Arm, far: float) -> list[Reading]:
+    """Shares of four fifths and a fifth in two bands, updates twice as often as chance there, cosines that halve."""
+    size: dict[str, Any] = {"n": ROWS, "n_clusters": FAMILIES}
+    more: list[Reading] = []
+    for side, ending in (("inputs", "W_in"), ("gradients", "W_out")):
+        for band, share in (("mean", 0.8 - 0.3 * far), ("rest", 0.2 + 0.3 * far)):
+            for block in range(len(BLOCKS)):
+                layer = f"blocks.{block}.mlp.{ending}"
+                for split in ("forget", "retain"):
+                    reading = _ranged(arm, "shared_variance", f"{side}, {band}", layer, share, **size,
+                                      control="a random direction", control_value=0.5)  # fmt: skip
+                    more.append(reading.replace(task_split=split))
+            more.append(Reading(arm, "update_energy", "forget", f"relearning: {ending} {side}, {band}", value=share,
+                                control="a random direction", control_value=share / 2, n=2, n_clusters=1))  # fmt: skip
+    for kind, split in (("paraphrase", "forget"), ("sibling", "retain")):
+        for k in (0, 8, 16):
+            value = 0.8 / (1 + k)
+            more.append(
+                _ranged(arm, "selectivity", f"{kind}, k={k}", None, value, **size).replace(task_split=split)
+            )
+    return more
 
 
 def _components() -> list[tuple[str, str | None]]:

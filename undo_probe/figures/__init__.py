@@ -9,6 +9,7 @@ from undo_probe.figures.probes import probes
 from undo_probe.figures.recoveries import recoveries
 from undo_probe.figures.relearning import attacks, relearning
 from undo_probe.figures.stream import stream
+from undo_probe.figures.subspaces import selectivity, subspaces, update_energy
 from undo_probe.figures.swept import swept
 from undo_probe.figures.tradeoff import tradeoff
 from undo_probe.figures.training import training
@@ -29,9 +30,12 @@ __all__ = [
     "probes",
     "recoveries",
     "relearning",
+    "selectivity",
     "stream",
+    "subspaces",
     "swept",
     "tradeoff",
     "training",
+    "update_energy",
     "variations",
 ]

@@ -38,7 +38,7 @@ def depth_by_block(readings: "pd.DataFrame", words: TaskWords | None = None) -> 
     if not shown:
         raise nothing("no depth by block yet", "undo-probe score RUN --also depth")
     words = words or TaskWords()
-    return _curves(
+    return curves(
         "stream-depth",
         "From which block on the answer is gone",
         shown,
@@ -80,7 +80,7 @@ def lenses(readings: "pd.DataFrame", words: TaskWords | None = None) -> Figure:
         if arm in arms and r.value is not None
     ]
     lowest = max(min(known), sorted(known)[len(known) // 10] - 1.0)
-    return _curves(
+    return curves(
         "stream-lens",
         "What each layer would answer",
         shown,
@@ -108,7 +108,7 @@ def _between(arm: Arm) -> bool:
     return arm.stage in ("unlearned", "distilled") or (arm.stage == "original" and bool(arm.variant))
 
 
-def _curves(
+def curves(
     name: str,
     title: str,
     shown: Mapping[str, Cells],
@@ -118,23 +118,28 @@ def _curves(
     table: "pd.DataFrame",
     heading: str,
     y_axis: dict[str, Any],
+    columns: Sequence[str] = (),
 ) -> Figure:
-    """One panel a kind of reading, layers across, a line an arm."""
+    """One panel a kind of reading, a line an arm; across are layers, or what ``columns`` names in order."""
     names = labels(arms)
     grid = Panels([plain(key) for key in shown], columns=min(3, len(shown)), panel_height=260, bottom=110, gap=0.05,
                   row_gap=70, legend_rows=-(-len(arms) // 3))  # fmt: skip
     traces: list[dict[str, Any]] = []
     for index, cells in enumerate(shown.values()):
         for arm in arms:
-            points = sorted((layer for a, layer in cells if a == arm), key=layer_order)
+            order = columns.index if columns else layer_order
+            points = sorted((layer for a, layer in cells if a == arm), key=order)
             if points:
-                traces.append(_line(arm, names[arm], [cells[arm, layer] for layer in points], index))
+                across = points if columns else [short(layer) for layer in points]
+                traces.append(_line(arm, names[arm], across, [cells[arm, layer] for layer in points], index))
     layout = grid.layout(axis(type="category", showgrid=False), axis(**y_axis), showlegend=True)
     layout["yaxis"]["title"] = axis(heading)["title"]  # of the first panel alone
     return Figure(name, title, draw(traces, layout), caption, opposite, table, grid.narrow())
 
 
-def _line(arm: Arm, name: str, readings: Sequence[Reading], index: int) -> dict[str, Any]:
+def _line(
+    arm: Arm, name: str, across: Sequence[str], readings: Sequence[Reading], index: int
+) -> dict[str, Any]:
     style = look(arm)
     values = [r.value or 0.0 for r in readings]
     above = [(r.high if r.high is not None else v) - v for r, v in zip(readings, values, strict=True)]
@@ -142,7 +147,7 @@ def _line(arm: Arm, name: str, readings: Sequence[Reading], index: int) -> dict[
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "x": [short(r.layer or "") for r in readings],
+        "x": across,
         "y": values,
         "error_y": {"array": above, "arrayminus": below, "color": style.color, "thickness": 1, "width": 0},
         "name": plain(name),

@@ -19,7 +19,9 @@ from undo_probe.measures.battery import Measured, pack, unpack
 from undo_probe.measures.depth import depth_measures
 from undo_probe.measures.junk_direction import junk_direction
 from undo_probe.measures.lens import lens_measures, transfer_measures
+from undo_probe.measures.selectivity import selectivity
 from undo_probe.measures.stitches import MAX_STATES, Stitched, fit_stitches
+from undo_probe.measures.subspaces import RELEARN_STEPS, relearned, subspace_measures, taught_rows
 from undo_probe.measures.tuned_lens import TunedLens, fit_measures, task_lens, tuned_lens_measures
 from undo_probe.measures.weights import POINTS, Change, weight_change, weight_measures
 from undo_probe.models import HookedTransformer
@@ -28,6 +30,7 @@ from undo_probe.records import Arm
 from undo_probe.store import Run, Store
 from undo_probe.subspace import Subspace
 from undo_probe.tasks import Task, asked_task, build_task
+from undo_probe.training import Context
 
 VERSION = 1
 GOLD = "oracle_matched"
@@ -112,6 +115,16 @@ def _tuned_lens(it: Compared) -> Sequence[Measured]:
     return [*tuned_lens_measures(it.model, it.task, lens, it.stitched.maps), *own]
 
 
+def _subspaces(it: Compared) -> Sequence[Measured]:
+    attack, context = it.config.attack, Context(it.seed, threads=it.config.threads)
+    updates = {"relearning": (it.model, relearned(it.model, it.task, attack, context))}
+    if it.related and it.arm.stage != "original":
+        updates["the whole way"] = (it.original, it.model)
+    if it.start is not None and it.arm.stage == "distilled":
+        updates["distillation"] = (it.start, it.model)
+    return [*subspace_measures(it.model, it.task, updates), *selectivity(it.model, it.task)]
+
+
 def _attribution(it: Compared) -> Sequence[Measured]:
     return attribution_measures(it.model, it.original, it.task)
 
@@ -123,19 +136,24 @@ ALSO: dict[str, Callable[[Compared], Sequence[Measured]]] = {
     "weights": _weights,
     "tuned_lens": _tuned_lens,
     "attribution": _attribution,
+    "subspaces": _subspaces,
 }
 ANCHORED = ("depth",)
 """Measures that cannot do without the matched oracle."""
 
 
-def forward_rows(names: Sequence[str], task: Task, n_layers: int) -> int:
-    """Rows that the models run to measure one arm, at most: maps that several measures share are counted for each."""
+def forward_rows(names: Sequence[str], task: Task, n_layers: int, attacked: int) -> int:
+    """Rows that the models run to measure one arm, at most: maps that several measures share are counted for each.
+
+    ``attacked`` is the batch size of attacks. A backward pass counts as two forward passes.
+    """
     asked = {split: len(task.rows(split)) for split in ("forget_V", "retain_test")}
     fit = min(len(task.rows("retain_train")), MAX_STATES)
     v, retain = asked["forget_V"], asked["retain_test"]
     stitched = 2 * (fit + v + retain)  # by both models
     swapped = n_layers + 2  # plain, the other model, and with each block's states
     layered = 2 * 2 * (n_layers + 1) * (v + retain)  # two models, the whole answer and its first token
+    taught = len(taught_rows(task))
     probed = len(task.rows("forget_T")) + len(task.rows("forget_W")) + v
     rows = {
         "depth": 2 * stitched + swapped * (5 * v + 2 * retain),
@@ -143,6 +161,7 @@ def forward_rows(names: Sequence[str], task: Task, n_layers: int) -> int:
         "weights": (POINTS + 2) * (v + retain),
         "tuned_lens": stitched + layered + fit + v + retain,
         "attribution": 2 * (v + retain),
+        "subspaces": 3 * (6 * taught + 3 * (v + retain) + RELEARN_STEPS * attacked),
     }
     return sum(rows[name] for name in names)
 
