@@ -56,7 +56,7 @@ class CollapseFit(Section):
     accumulate: Count = 1
     eval_every: Count = 10
     step_norm: Positive = 0.1
-    weights: Literal["mlp", "all"] | tuple[str, ...] = "all"
+    weights: Literal["mlp", "all"] | tuple[str, ...] = "mlp"
     loss: CollapsedLoss = "answer"
     layers: tuple[Steps, ...] | None = None
     beta: Positive = 0.1

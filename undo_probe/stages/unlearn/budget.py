@@ -8,6 +8,7 @@ Relative cross-entropy would not do: of rows that are known by heart it starts a
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from undo_probe.tasks import Task, TokenSet
 from undo_probe.tasks.bystanders import bystanders
 from undo_probe.training import step_cost
 
-HALVINGS = 12
+HALVINGS = 20
 """How often a step is halved at most to meet a limit."""
 NEAR_ENOUGH = 0.98
 """A step that uses this share of its limit is not made longer."""
@@ -73,6 +74,12 @@ class Gauge:
     def spent(self) -> float:
         """FLOPs of all readings until now, the first model's among them."""
         return (1 + self.readings) * self.flops
+
+
+def budget_rows(task: Task, fit: Mapping[str, Any]) -> int:
+    """Rows that are read at most: once before, after every step, and to meet a limit at the end."""
+    rows = sum(min(fit["budget"]["rows"], len(part)) for part in bystanders(task).values())
+    return rows * (1 + fit["steps"] + HALVINGS)
 
 
 def _some(rows: TokenSet, most: int, d_vocab: int) -> TokenSet:

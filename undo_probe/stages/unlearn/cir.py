@@ -43,7 +43,7 @@ def cir(model: HookedTransformer, task: Task, settings: CIRConfig, context: Cont
     the loss's own gradient.
 
     Raises:
-        UndoProbeError: fewer directions carry variance than are to be taken out; a weight or a set is not there.
+        UndoProbeError: a weight or a set is not there.
     """
     names, loss = trained_weights(model, settings), forget_loss(model, settings, context)
     width = default_k(model.cfg.d_model)
@@ -82,7 +82,7 @@ def _collapsed(
     for forget, retain in pairs:
         found = collapse.token_gradients(
             student,
-            forget.tokens,
+            forget.tokens[:, :-1],
             kept_places(forget, settings.tokens),
             lambda model, _, pair=(forget, retain): loss(model, *pair),
             bases,
@@ -107,14 +107,14 @@ def _bases(
     if settings.basis == "random":
         return _random(student, maps, (k_act, k_grad), context.seed + step)
     batches = list(_shown(task, settings, context, step))
-    by_tokens = {id(batch.tokens): batch for batch in batches}
+    rows = [(batch.tokens[:, :-1], kept_places(batch, settings.tokens)) for batch in batches]
+    of = {id(tokens): batch for (tokens, _), batch in zip(rows, batches, strict=True)}
 
     def of_tokens(model: HookedTransformer, tokens: Tensor) -> Tensor:
-        return loss(model, by_tokens[id(tokens)], None)
+        return loss(model, of[id(tokens)], None)
 
-    rows = [(batch.tokens, kept_places(batch, settings.tokens)) for batch in batches]
     return collapse.collapse_bases(
-        student, rows, of_tokens, k_act, k_grad, weights=names, softness=settings.softness
+        student, rows, of_tokens, k_act, k_grad, weights=names, softness=settings.softness, at_most=True
     )
 
 
