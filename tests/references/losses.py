@@ -123,6 +123,7 @@ def shrinking(now: list[np.ndarray], before: list[np.ndarray]) -> float:
 def turning(now: list[np.ndarray], before: list[np.ndarray]) -> float:
     """Circuit breaker of arXiv 2406.04313: rectified cosine."""
     cosines = [
-        float(o @ was) / math.sqrt(float(o @ o) * float(was @ was)) for o, was in zip(now, before, strict=True)
+        float(o @ was) / math.sqrt(float(o @ o) * float(was @ was))
+        for o, was in zip(now, before, strict=True)
     ]
     return sum(max(0.0, cosine) for cosine in cosines) / len(cosines)

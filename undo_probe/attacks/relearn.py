@@ -27,6 +27,7 @@ from undo_probe.training import Context, Fit, Row, Watch, fit, resolve_device, s
 
 VERSION, RECOVERY_VERSION = 3, 2
 EVALUATED = {"forget": "forget_V", "retain": "retain_test"}
+Score = Callable[[HookedTransformer, TokenSet], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def attack_once(
     rate: float,
     context: Context,
     recipe: Recipe | None = None,
+    score: Score | None = None,
 ) -> tuple[Fit, dict[str, np.ndarray]]:
     """Attacks a float32 copy at one rate, with constant schedule and AdamW (arXiv 2506.06278).
 
@@ -57,6 +59,7 @@ def attack_once(
         rate: of the training; without meaning for a recipe that trains nothing.
         context: its seed draws batches, and whatever else the recipe draws.
         recipe: relearning on T if none is given.
+        score: of each row; by the task's metric if none is given.
 
     Returns:
         The fit, and for ``forget`` (V) and ``retain`` the score of each row at each evaluation step, shape
@@ -65,6 +68,7 @@ def attack_once(
     """
     ranks.refuse("an attack", "attack without accelerate launch")
     recipe = recipe or Recipe()
+    score = score or (lambda student, rows: row_scores(student, rows, task.metric))
     seen: dict[str, dict[int, np.ndarray]] = {side: {} for side in EVALUATED}
 
     def measure(student: HookedTransformer, step: int, asking: Asking | None = None) -> list[Row]:
@@ -72,7 +76,7 @@ def attack_once(
             if step not in seen[side]:
                 rows = task.rows(split)
                 asked = [rows] if asking is None else asking(task, rows, context.seed)
-                seen[side][step] = _mean_scores(student, asked, task)
+                seen[side][step] = _mean_scores(student, asked, score)
         return []
 
     copy = to_device(clone(model).float(), context.device)
@@ -90,7 +94,7 @@ def attack_once(
     return done, {side: _filled(found, recipe.steps(config)) for side, found in seen.items()}
 
 
-def _mean_scores(model: HookedTransformer, asked: list[TokenSet], task: Task) -> np.ndarray:
+def _mean_scores(model: HookedTransformer, asked: list[TokenSet], score: Score) -> np.ndarray:
     """The score of each row, averaged over the ways in which it is asked."""
     length = max(rows.tokens.shape[1] for rows in asked)
     if length > model.cfg.n_ctx:
@@ -98,7 +102,7 @@ def _mean_scores(model: HookedTransformer, asked: list[TokenSet], task: Task) ->
             f"a question with its solved questions has {length} tokens, but the model reads {model.cfg.n_ctx}: train "
             "it with a larger task.shots, or give a smaller attack.recovery.shots"
         )
-    scores = [row_scores(model, rows, task.metric) for rows in asked]
+    scores = [score(model, rows) for rows in asked]
     return scores[0] if len(scores) == 1 else np.mean(scores, axis=0)
 
 
