@@ -2,8 +2,8 @@
 
 Every arm unlearns the same original until the same budget is met: without collapse, with that of inputs, of output
 gradients, of both, and of as many random directions. Each is attacked at every rate of the run; rate and step are
-chosen on one half of V and read on the other. Figures are P(answer) on V, beside the intact model under the same
-attack, with intervals over people; over runs Student's. Choose settings with --d, which shows D and attacks nothing.
+chosen on one half of V and read on the other. P(answer) on V stands beside the intact model's under the same attack;
+intervals are over people, and over runs Student's. Choose settings with --d, which shows D and attacks nothing.
 
     python analyses/does_collapse_survive_an_attack.py runs/a runs/b --retain 0.1 --set step_norm=0.5
     python analyses/does_collapse_survive_an_attack.py runs/a --d --k 4 8 16 24 32 48 --set 'loss="maxent"'
@@ -16,16 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from undo_probe.attacks.envelope import AttackTable, halves
-from undo_probe.attacks.relearn import EVALUATED, attack_once
+from undo_probe.attacks.relearn import attack_table
 from undo_probe.collapse_config import BudgetConfig, CIRConfig
 from undo_probe.evaluation import answer_log_probability
 from undo_probe.intervals import paired_difference, t_interval
 from undo_probe.models import HookedTransformer
 from undo_probe.pipeline import load_run
-from undo_probe.randomness import derive_seed
 from undo_probe.stages.unlearn.cir import cir
-from undo_probe.store import Run
 from undo_probe.tasks import TokenSet
 from undo_probe.training import Context
 
@@ -51,21 +48,20 @@ def main() -> None:
     for folder in asked.runs:
         run = load_run(folder)
         original, after = run.model("original"), {}
+        rows = run.task.rows("forget_D" if asked.d else "forget_V")
         for name, changed in {"intact": {}, **arms}.items():
             settings = CIRConfig(**{**own, **changed}, budget=BudgetConfig(retain=asked.retain))
             done = None if name == "intact" else cir(original, run.task, settings, Context(run.config.seed))
             model = original if done is None else done.model
-            rows = run.task.rows("forget_D" if asked.d else "forget_V")
             line = f"{folder.name:10}{name:8}before {probability(model, rows).mean():.3f}"
             if not asked.d:
-                after[name] = attacked(run, model)
-                line += f"  after {after[name].mean():.3f}"
-            if done is not None:
-                line += f"  moved {done.extra['budget']['moved']:5.2f}  {done.stopped}"
-            print(line, flush=True)
-        families = run.task.rows("forget_V").families
+                table = attack_table(model, run.task, run.config.attack, run.config.seed, score=probability)
+                after[name] = table.cumulative_max()[-1]
+                line += f"  after {after[name].mean():.3f} (rate {table.best_rate():g})"
+            moved = "" if done is None else f"  moved {done.extra['budget']['moved']:5.2f}  {done.stopped}"
+            print(line + moved, flush=True)
         for pair in PAIRS if after and arms is SIDES else ():
-            found = paired_difference(after[pair[0]], after[pair[1]], families)
+            found = paired_difference(after[pair[0]], after[pair[1]], rows.families)
             differences.setdefault(pair, []).append(found.value)
             print(f"  after, {' - '.join(pair):14}{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
     for pair, values in differences.items() if len(asked.runs) > 1 else ():
@@ -73,20 +69,6 @@ def main() -> None:
         print(
             f"over {over.n} runs, {' - '.join(pair):14}{over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}]"
         )
-
-
-def attacked(run: Run, model: HookedTransformer) -> np.ndarray:
-    """P(answer) of each row of V where the attack had come furthest."""
-    section, context = run.config.attack, Context(derive_seed(run.config.seed, "attack", 0))
-    made = [
-        attack_once(model, run.task, section, rate, context, score=probability)[1]
-        for rate in section.learning_rates
-    ]
-    forget, retain = (np.stack([each[side][None] for each in made]) for side in EVALUATED)
-    families = run.task.rows(EVALUATED["forget"]).families
-    half = halves(families, run.manifest["split_seed"])
-    table = AttackTable(section.learning_rates, section.eval_steps, forget, retain, families, half)
-    return table.cumulative_max()[-1]
 
 
 def probability(model: HookedTransformer, rows: TokenSet) -> np.ndarray:

@@ -39,7 +39,7 @@ def trial_fit(fit: dict[str, Any], steps: int, sizes: dict[str, int]) -> dict[st
     """A stage's settings for a trial of so many steps, which nothing ends early; ``sizes`` are those of a narrow model.
 
     A step of CIR has its share of the next refresh, at least one batch; of a narrow model's few rows only the mean can
-    be taken.
+    be taken. RepSelect's adversary takes no more rows where a step has more batches.
     """
     short = {**fit, "steps": steps, "eval_every": max(1, steps), **sizes}
     short.pop("budget", None)  # what reading it costs is added up
@@ -48,6 +48,8 @@ def trial_fit(fit: dict[str, Any], steps: int, sizes: dict[str, int]) -> dict[st
     if "refresh" in fit:
         short |= {"refresh": 1, "basis_batches": -(-fit["basis_batches"] // fit["refresh"])}
         short |= {name: 1 for name in ("k_act", "k_grad") if sizes and fit[name] != 0}
+    if "adversary_steps" in fit and sizes:
+        short["adversary_steps"] = -(-fit["adversary_steps"] // fit["accumulate"])
     return short
 
 

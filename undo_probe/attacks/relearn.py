@@ -365,22 +365,33 @@ def relearn(
             f"there is no attack {attack!r} here: config.also is {list(config.also)}, which gives {', '.join(planned)}"
         )
     recipe = planned[attack]
-    rates = tuple(config.learning_rates) if recipe.trained else (UNTRAINED,)
-    found: dict[str, list[list[np.ndarray]]] = {side: [] for side in EVALUATED}
-    for rate in rates:
-        each: dict[str, list[np.ndarray]] = {side: [] for side in EVALUATED}
-        for number in range(config.seeds if recipe.trained else 1):
-            context = Context(derive_seed(seed, "attack", number))
-            _, correct = attack_once(model, task, config, rate, context, recipe)
-            for side in EVALUATED:
-                each[side].append(correct[side])
-        for side in EVALUATED:
-            found[side].append(each[side])
-    families = task.rows(EVALUATED["forget"]).families
-    forget, retain = (np.stack(found[side]) for side in EVALUATED)
-    table = AttackTable(rates, recipe.steps(config), forget, retain, families, halves(families, seed))
+    table = attack_table(model, task, config, seed, recipe)
     core = core_rows(task)
     oracle_rate = table.best_rate(core) if recipe.trained else None
     rows = curve_rows(Arm("relearned"), table, core, oracle_rate, config.utility, attack)
-    stopped = f"{config.steps} steps at {len(rates)} rates" if recipe.trained else "nothing was trained"
+    stopped = f"{config.steps} steps at {len(table.rates)} rates" if recipe.trained else "nothing was trained"
     return Curve(tuple(rows), stopped=stopped)
+
+
+def attack_table(
+    model: HookedTransformer,
+    task: Task,
+    config: AttackConfig,
+    seed: int,
+    recipe: Recipe | None = None,
+    score: Score | None = None,
+) -> AttackTable:
+    """One model attacked at every rate and with every seed of ``config``; arguments as of :func:`attack_once`."""
+    recipe = recipe or Recipe()
+    rates = tuple(config.learning_rates) if recipe.trained else (UNTRAINED,)
+    contexts = [
+        Context(derive_seed(seed, "attack", number))
+        for number in range(config.seeds if recipe.trained else 1)
+    ]
+    found = [
+        [attack_once(model, task, config, rate, context, recipe, score)[1] for context in contexts]
+        for rate in rates
+    ]
+    forget, retain = (np.stack([[each[side] for each in of_rate] for of_rate in found]) for side in EVALUATED)
+    families = task.rows(EVALUATED["forget"]).families
+    return AttackTable(rates, recipe.steps(config), forget, retain, families, halves(families, seed))
