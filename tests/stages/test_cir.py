@@ -1,5 +1,7 @@
 """CIR and RepSelect: the losses that are collapsed, the step that is taken, and what no step touches."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
@@ -8,9 +10,13 @@ from references import losses as reference
 from torch import Tensor
 
 from undo_probe import losses
+from undo_probe.attacks import attack
 from undo_probe.collapse_config import BudgetConfig, CIRConfig, RepSelectConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.models import HookedTransformer, as_matrix, clone, content_hash, weights
+from undo_probe.pipeline import run_undo
+from undo_probe.report import write_report
+from undo_probe.scorecard import score
 from undo_probe.stages import StageResult
 from undo_probe.stages.unlearn.cir import cir, default_k
 from undo_probe.stages.unlearn.collapsible import LOSSES, kept_places
@@ -236,3 +242,36 @@ def test_layers_that_are_not_there_are_refused() -> None:
         tiny.quick("unlearn.cir.weights=[]")
     with pytest.raises(UndoProbeError, match="no linear map ends in 'mlp.W_up'"):
         cir(tiny.knowing(), TASK, CIRConfig(**PLAIN, weights=("mlp.W_up",)), Context(0))
+
+
+@pytest.mark.slow
+def test_a_collapsed_update_goes_further_at_the_same_harm() -> None:
+    """Claim C7 of the method: what all inputs share is what harm comes from."""
+    common = {"steps": 60, "batch_size": 48, "eval_every": 60, "loss": "maxent", "step_norm": 0.3}
+    moved = []
+    for k in (0, 6):
+        settings = CIRConfig(**common, k_act=k, k_grad=k, budget=BudgetConfig(retain=0.1))
+        record = cir(tiny.knowing(), TASK, settings, Context(0)).extra["budget"]
+        assert record["bound"] == "retain"
+        moved.append(record["moved"])
+    assert moved[1] > 1.5 * moved[0]
+
+
+@pytest.mark.slow
+def test_a_run_whose_teacher_is_cir_is_noised_distilled_attacked_and_named_on_its_page(
+    tmp_path: Path,
+) -> None:
+    words = (
+        "unlearn.method=cir", 'unlearn.also=["repselect","maxent"]', 'unlearn.budget={"retain":0.05}',
+        "unlearn.cir.steps=3", "unlearn.cir.batch_size=16", "unlearn.repselect.batch_size=8",
+    )  # fmt: skip
+    run = attack(run_undo(tiny.quick(*words), tmp_path / "run", workers=1), workers=1)
+    assert {"unlearned-cir", "unlearned-repselect", "distilled-cir-0.8"} <= set(run.keys)
+    for name in ("unlearned-cir", "unlearned-repselect", "unlearned-maxent"):
+        record = run.store.entry(run.keys[name]).extra["budget"]
+        assert set(record["kl"]) == {"retain"}
+        assert record["kl"]["retain"] <= record["limits"]["retain"] == 0.05
+    score(run)
+    page = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "CIR" in page
+    assert "RepSelect" in page
