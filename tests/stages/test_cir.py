@@ -1,6 +1,7 @@
 """CIR and RepSelect: the losses that are collapsed, the step that is taken, and what no step touches."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -26,8 +27,8 @@ from undo_probe.tasks import Batch
 from undo_probe.training import Context
 
 TASK = tiny.small_task()
-ONE = {"steps": 1, "batch_size": 16, "eval_every": 1, "basis_batches": 2}
-PLAIN = {**ONE, "k_act": 0, "k_grad": 0}
+ONE: dict[str, Any] = {"steps": 1, "batch_size": 16, "eval_every": 1, "basis_batches": 2}
+PLAIN: dict[str, Any] = {**ONE, "k_act": 0, "k_grad": 0}
 
 
 def change(done: StageResult, model: HookedTransformer) -> dict[str, Tensor]:
@@ -58,7 +59,7 @@ def pair() -> tuple[Batch, HookedTransformer]:
 
 
 @pytest.mark.parametrize("tokens", ["all", "answers"])
-def test_losses_on_states_are_the_published_ones_token_by_token(tokens: str) -> None:
+def test_losses_on_states_are_the_published_ones_token_by_token(tokens: Literal["all", "answers"]) -> None:
     batch, other = pair()
     settings = CIRConfig(layers=(0, 1), tokens=tokens)
     of_state = {"mlp_breaking": "hook_mlp_out", "dot": "hook_resid_post"}
@@ -86,12 +87,14 @@ def test_losses_on_outputs_are_those_of_the_other_methods() -> None:
     now, was = tiny.logits(other, batch.tokens), tiny.logits(tiny.knowing(), batch.tokens)
     forget = reference.cross_entropy(now, batch.tokens, batch.answer_mask)
     kept = reference.cross_entropy(tiny.logits(other, retain.tokens), retain.tokens, retain.answer_mask)
-    said = [reference.row_log_probabilities(each, batch.tokens, batch.answer_mask) for each in (now, was)]
+    policy, before = (
+        reference.row_log_probabilities(each, batch.tokens, batch.answer_mask) for each in (now, was)
+    )
     assert found == {
         "answer": pytest.approx(-forget, rel=1e-4),
         "maxent": pytest.approx(float(reference.maxent(now, batch.tokens, batch.answer_mask)), rel=1e-4),
         "graddiff": pytest.approx(3 * kept - forget, rel=1e-4),
-        "npo": pytest.approx(reference.npo(*said, 0.7), rel=1e-4),
+        "npo": pytest.approx(reference.npo(policy, before, 0.7), rel=1e-4),
     }
     assert set(LOSSES) == {*found, "mlp_breaking", "dot", "norm", "cosine"}
 
@@ -118,7 +121,9 @@ def test_without_directions_a_step_goes_down_the_plain_gradient() -> None:
 
 
 @pytest.mark.parametrize("basis", ["forget", "retain", "both", "random"])
-def test_only_the_chosen_weights_move_by_the_norm_that_was_asked(basis: str) -> None:
+def test_only_the_chosen_weights_move_by_the_norm_that_was_asked(
+    basis: Literal["forget", "retain", "both", "random"],
+) -> None:
     model = tiny.knowing()
     before = content_hash(model)
     settings = CIRConfig(**ONE, k_act=4, k_grad=4, basis=basis, step_norm=0.2, weights=("mlp.W_out",))
@@ -151,7 +156,7 @@ def test_where_all_is_shared_nothing_is_left_to_change() -> None:
 
 
 def test_a_refresh_finds_new_directions_and_is_paid_for() -> None:
-    rows = {**ONE, "steps": 4, "k_act": 3, "k_grad": 3}
+    rows: dict[str, Any] = {**ONE, "steps": 4, "k_act": 3, "k_grad": 3}
     often, once = (cir(tiny.knowing(), TASK, CIRConfig(**rows, refresh=n), Context(0)) for n in (2, 9))
     assert content_hash(often.model) != content_hash(once.model)
     passes = tiny.forward_flops(tiny.knowing(), 16)
@@ -247,7 +252,13 @@ def test_layers_that_are_not_there_are_refused() -> None:
 @pytest.mark.slow
 def test_a_collapsed_update_goes_further_at_the_same_harm() -> None:
     """Claim C7 of the method: what all inputs share is what harm comes from."""
-    common = {"steps": 60, "batch_size": 48, "eval_every": 60, "loss": "maxent", "step_norm": 0.3}
+    common: dict[str, Any] = {
+        "steps": 60,
+        "batch_size": 48,
+        "eval_every": 60,
+        "loss": "maxent",
+        "step_norm": 0.3,
+    }
     moved = []
     for k in (0, 6):
         settings = CIRConfig(**common, k_act=k, k_grad=k, budget=BudgetConfig(retain=0.1))
