@@ -275,6 +275,7 @@ def test_a_run_whose_teacher_is_cir_is_noised_distilled_attacked_and_named_on_it
     words = (
         "unlearn.method=cir", 'unlearn.also=["repselect","maxent"]', 'unlearn.budget={"retain":0.05}',
         "unlearn.cir.steps=3", "unlearn.cir.batch_size=16", "unlearn.repselect.batch_size=8",
+        "unlearn.repselect.adversary_steps=2",
     )  # fmt: skip
     run = attack(run_undo(tiny.quick(*words), tmp_path / "run", workers=1), workers=1)
     assert {"unlearned-cir", "unlearned-repselect", "distilled-cir-0.8"} <= set(run.keys)

@@ -12,13 +12,14 @@ from undo_probe.collapse_config import CIRConfig
 from undo_probe.models import HookedTransformer, as_matrix
 from undo_probe.randomness import generator
 from undo_probe.stages import StageResult
-from undo_probe.stages.unlearn.collapsible import LOSSES, ForgetLoss, kept_places
+from undo_probe.stages.unlearn.collapsible import ForgetLoss, kept_places
 from undo_probe.stages.unlearn.common import two_batches
 from undo_probe.stages.unlearn.plain_steps import (
     Found,
     Gradient,
     batches_of,
     forget_loss,
+    gradient_passes,
     summed_gradient,
     take_steps,
     trained_weights,
@@ -56,17 +57,12 @@ def cir(model: HookedTransformer, task: Task, settings: CIRConfig, context: Cont
             held[:] = [_bases(student, task, settings, context, step, (names, counts, loss))]
             if settings.basis != "random" and any(counts):
                 both = 2 if settings.basis == "both" else 1
-                passes += both * settings.basis_batches * _passes(settings)
+                passes += both * settings.basis_batches * gradient_passes(settings)
         pairs = batches_of(task, settings, context, step)
         gradient = _collapsed(student, pairs, held[0], loss, settings)
-        return Found(gradient, passes + len(pairs) * _passes(settings))
+        return Found(gradient, passes + len(pairs) * gradient_passes(settings))
 
     return take_steps(model, task, settings, context, direction)
-
-
-def _passes(settings: CIRConfig) -> float:
-    """Of one gradient: forward and backward, the frozen model's forward, GradDiff's retain batch."""
-    return 3 + LOSSES[settings.loss].compares + 3 * (settings.loss == "graddiff")
 
 
 def _collapsed(

@@ -65,6 +65,11 @@ def forget_loss(model: HookedTransformer, settings: CollapseFit, context: Contex
     return kind.make(before, settings)
 
 
+def gradient_passes(settings: CollapseFit) -> float:
+    """Of one batch's gradient: forward and backward, the frozen model's forward, GradDiff's retain batch."""
+    return 3 + LOSSES[settings.loss].compares + 3 * (settings.loss == "graddiff")
+
+
 def summed_gradient(
     student: HookedTransformer,
     names: Sequence[str],

@@ -8,12 +8,12 @@ from undo_probe.models import HookedTransformer, clone
 from undo_probe.randomness import derive_seed
 from undo_probe.stages import StageResult
 from undo_probe.stages.unlearn.cir import default_k
-from undo_probe.stages.unlearn.collapsible import LOSSES
 from undo_probe.stages.unlearn.common import two_batches
 from undo_probe.stages.unlearn.plain_steps import (
     Found,
     batches_of,
     forget_loss,
+    gradient_passes,
     summed_gradient,
     take_steps,
     trained_weights,
@@ -36,18 +36,14 @@ def repselect(
     """
     names, loss = trained_weights(model, settings), forget_loss(model, settings, context)
     k = default_k(model.cfg.d_model) if settings.k is None else settings.k
-    gradient_passes = (
-        3 + LOSSES[settings.loss].compares + 3 * (settings.loss == "graddiff")
-    ) * settings.accumulate
 
     def direction(student: HookedTransformer, step: int) -> Found:
         attacked = _adversary(student, task, settings, context, step)
         pairs = batches_of(task, settings, context, step)
         gradient = summed_gradient(attacked, names, pairs, loss)
         bases = collapse.gradient_bases(gradient, k, names, settings.softness)
-        return Found(
-            collapse.collapse_gradients(gradient, bases), gradient_passes + 3 * settings.adversary_steps
-        )
+        passes = len(pairs) * gradient_passes(settings) + 3 * settings.adversary_steps
+        return Found(collapse.collapse_gradients(gradient, bases), passes)
 
     return take_steps(model, task, settings, context, direction, search=True)
 
