@@ -118,7 +118,8 @@ def test_a_source_too_large_to_try_costs_what_a_tried_one_does(
     words = (
         "task.name=choice", f"task.text={tmp_path / 'text'}", "task.near_duplicates=null", "task.n_ctx=48",
         f"original.source={place}", 'unlearn.rmu.tensors=["mlp.W_out"]', "unlearn.rmu.layer=1",
-        "distill.batch_size=4",
+        "distill.batch_size=4", 'unlearn.also=["rmu","cir","repselect"]', 'unlearn.budget={"retain":0.1}',
+        "unlearn.cir.batch_size=4", "unlearn.repselect.batch_size=4", "unlearn.repselect.adversary_steps=8",
     )  # fmt: skip
     config = preset("smoke", *words)
     tried = estimate(config)

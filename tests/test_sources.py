@@ -210,5 +210,13 @@ def test_the_shape_that_is_known_offline_is_that_of_the_released_model() -> None
     assert total == 2_614_341_888
     assert shape.tied
     assert shape.embed_scale == fields["d_model"] ** 0.5
+
+    llama = described(find_source("meta-llama/Llama-3.1-8B"), offline=True)
+    fields = llama.fields
+    attention = fields["d_model"] * fields["d_head"] * 2 * (fields["n_heads"] + fields["n_key_value_heads"])
+    block = attention + 3 * fields["d_model"] * fields["d_mlp"] + 2 * fields["d_model"]
+    total = fields["n_layers"] * block + 2 * fields["d_vocab"] * fields["d_model"] + fields["d_model"]
+    assert total == 8_030_261_248
+    assert not llama.tied
     with pytest.raises(UndoProbeError, match=f"owner/name is not known here .known: {next(iter(KNOWN))}"):
         described(find_source("owner/name"), offline=True)

@@ -235,6 +235,7 @@ def collapse_bases(
     weights: Sequence[str] = (),
     softness: Softness = "hard",
     dtype: torch.dtype = torch.float32,
+    at_most: bool = False,
 ) -> Bases:
     """The shared directions of every linear map: that of the mean, and ``k - 1`` principal components.
 
@@ -252,6 +253,8 @@ def collapse_bases(
         softness: ``hard`` takes out all of each direction; ``soft`` the share ``1 - s_k / s_i``, s being standard
             deviations, and all of the mean's.
         dtype: of the statistics, float32 or float64; eigenvalue problems are solved in float64.
+        at_most: where fewer directions carry variance, take out those: of tokens that all end in the same word, the
+            first block's inputs have only a few.
 
     Raises:
         UndoProbeError: more directions than the vectors have, or nothing to collapse.
@@ -264,7 +267,7 @@ def collapse_bases(
         vectors = token_vectors(model, maps, tokens, kept, loss)
         inputs.update(vectors.inputs)
         outputs.update(vectors.gradients)
-    read, written = inputs.sides(softness), outputs.sides(softness)
+    read, written = inputs.sides(softness, at_most), outputs.sides(softness, at_most)
     return Bases(
         tuple(each.weight for each in maps),
         {each.weight: read[each.inputs] for each in maps if each.inputs in read},
@@ -287,17 +290,17 @@ class _Streams:
                 self.seen[place] = linalg.StreamedPCA(rows.shape[1], rows.device, self.dtype)
             self.seen[place].update(rows)
 
-    def sides(self, softness: Softness) -> dict[Any, Side]:
+    def sides(self, softness: Softness, at_most: bool = False) -> dict[Any, Side]:
         if self.k and not self.seen:
             raise UndoProbeError("there is nothing to collapse: no batch was given")
-        return {place: side_of(seen, self.k, softness) for place, seen in self.seen.items()}
+        return {place: side_of(seen, self.k, softness, at_most) for place, seen in self.seen.items()}
 
 
-def side_of(seen: linalg.StreamedPCA, k: int, softness: Softness = "hard") -> Side:
+def side_of(seen: linalg.StreamedPCA, k: int, softness: Softness = "hard", at_most: bool = False) -> Side:
     """The direction of the mean and ``k - 1`` components of streamed vectors, as an orthonormal basis.
 
     ``k`` as wide as the vectors is everything. A mean inside the components' span, or one that is zero up to rounding,
-    leaves one direction fewer.
+    leaves one direction fewer; with ``at_most``, so do components without variance.
 
     Raises:
         UndoProbeError: fewer directions carry variance.
@@ -307,17 +310,17 @@ def side_of(seen: linalg.StreamedPCA, k: int, softness: Softness = "hard") -> Si
         return Side(
             torch.eye(width, dtype=seen.mean.dtype, device=seen.mean.device), seen.mean.new_ones(width)
         )
-    if k == 1:
-        total = float(seen.covariance().diagonal().sum()) if seen.n > 1 else 0.0
+    total = float(seen.covariance().diagonal().sum()) if seen.n > 1 else 0.0
+    if k == 1 or (at_most and not total > 0):
         lost = linalg.is_rounding(seen.mean.norm(), total)
         mean = seen.mean[:, None][:, :0] if lost else linalg.orthonormal_basis(seen.mean[:, None])
         return Side(mean, mean.new_ones(mean.shape[1]))
-    found = seen.components(k - 1)
+    found = seen.components(k - 1, at_most)
     basis = found.basis_with_mean()
     weight = basis.new_ones(basis.shape[1])
     if softness == "soft":
         spread = found.variances.clamp_min(0).sqrt()
-        weight[-(k - 1) :] = 1 - spread[-1] / spread
+        weight[-len(spread) :] = 1 - spread[-1] / spread
     return Side(basis, weight)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from undo_probe.collapse_config import BudgetConfig, CIRConfig, CollapseFit, RepSelectConfig
 from undo_probe.task_config import (
     ArithmeticConfig,
     Count,
@@ -90,13 +91,18 @@ class GivenConfig(Section):
 
 
 class UnlearnFit(FitConfig):
-    """What unlearning methods share: a short run at a constant rate, and the weight of the retain term."""
+    """What unlearning methods share: a short run at a constant rate, and the weight of the retain term.
 
+    ``budget`` ends it where harm reaches a limit; :class:`UnlearnConfig` has one for all methods.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("budget",)
     steps: Steps = 100
     learning_rate: Rate = 3e-4
     warmup: Steps = 0
     schedule: Literal["constant", "cosine"] = "constant"
     retain_weight: Annotated[float, Field(ge=0.0)] = 5.0
+    budget: BudgetConfig | None = None
 
 
 class OutputFit(UnlearnFit):
@@ -176,11 +182,16 @@ class RepNoiseConfig(UnlearnFit):
     ascent_weight: Annotated[float, Field(ge=0.0)] = 1.0
 
 
-Method = Literal["maxent", "graddiff", "rmu", "npo", "simnpo", "undial", "sam", "repnoise"]
+Method = Literal[
+    "maxent", "graddiff", "rmu", "npo", "simnpo", "undial", "sam", "repnoise", "cir", "repselect"
+]
 
 
 class UnlearnConfig(Section):
-    """``method`` is the teacher that is noised and distilled; ``also`` are measured beside it."""
+    """``method`` is the teacher that is noised and distilled; ``also`` are measured beside it.
+
+    ``budget`` holds all of them to the same harm, but for those that have a budget of their own.
+    """
 
     method: Method = "maxent"
     also: tuple[Method, ...] = ("graddiff", "rmu")
@@ -192,6 +203,14 @@ class UnlearnConfig(Section):
     undial: UNDIALConfig = UNDIALConfig()
     sam: SAMConfig = SAMConfig()
     repnoise: RepNoiseConfig = RepNoiseConfig()
+    cir: CIRConfig = CIRConfig()
+    repselect: RepSelectConfig = RepSelectConfig()
+    budget: BudgetConfig | None = None
+
+    def of(self, method: str) -> UnlearnFit | CollapseFit:
+        """The section of a method, with the budget that it is held to."""
+        section = getattr(self, method)
+        return section if section.budget else section.model_copy(update={"budget": self.budget})
 
 
 class NoiseRule(Section):
@@ -528,6 +547,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"unlearn.rmu.layer is {self.unlearn.rmu.layer}, but {whose} has layers 0..{n_layers - 1}"
             )
+        for name in ("cir", "repselect"):
+            highest = max(getattr(self.unlearn, name).layers or (0,))
+            if highest >= n_layers:
+                raise ValueError(
+                    f"unlearn.{name}.layers names {highest}, but {whose} has layers 0..{n_layers - 1}"
+                )
         rules: dict[str, NoiseRule] = {"noise": self.noise}
         for name, variation in self.arms.variations.items():
             rules[f"arms.variations.{name}.noise"] = self.varied(name, variation)[0]
@@ -539,13 +564,15 @@ class RunConfig(Section):
                     size = f"{n_layers} layers of {n_heads} heads"
                     raise ValueError(f"{key} names {text}, but {whose} has {size}, counted from 0")
 
-    def varied(self, name: str, variation: Variation) -> tuple[NoiseRule, DistillConfig, UnlearnFit]:
+    def varied(
+        self, name: str, variation: Variation
+    ) -> tuple[NoiseRule, DistillConfig, UnlearnFit | CollapseFit]:
         """The noise rule, the distillation and the teacher's settings of a variation.
 
         Raises:
             ValueError: an unknown setting, or a value that does not fit.
         """
-        teacher = getattr(self.unlearn, self.unlearn.method)
+        teacher = self.unlearn.of(self.unlearn.method)
         found: list[Any] = []
         sections = {"noise": (NoiseRule, self.noise), "distill": (DistillConfig, self.distill)}
         for section, (kind, start) in {**sections, "unlearn": (type(teacher), teacher)}.items():

@@ -25,6 +25,7 @@ from undo_probe.extrapolate import (
     scaled,
     spent,
     thinned,
+    trial_fit,
     whole,
 )
 from undo_probe.families import Shape
@@ -36,6 +37,7 @@ from undo_probe.plan import QUICK, Step, plan
 from undo_probe.records import Ledger
 from undo_probe.sources import check_places, described, find_source
 from undo_probe.stages.pretrain import WATCHED
+from undo_probe.stages.unlearn.budget import budget_rows
 from undo_probe.task_config import ChoiceConfig
 from undo_probe.tasks import Task, asked_task, build_task
 from undo_probe.tasks.standin import StandIn, is_here
@@ -160,6 +162,9 @@ def estimate(config: RunConfig) -> Estimate:
             tried[key] = prices.of(trial)
         name = _row(step)
         line = _line(name, tried[key], fit["steps"], fit["eval_every"])
+        if fit.get("budget"):
+            rows, (flops, seconds) = budget_rows(prices.task, fit), prices.row()
+            line = replace(line, flops=line.flops + rows * flops, seconds=line.seconds + rows * seconds)
         lines[name] = lines[name] + line if name in lines else line
     more = [_attacks(config, prices, context), *_also(config, prices)]
     return Estimate((*lines.values(), *more), prices.parameters, prices.peak(), prices.note)
@@ -207,9 +212,7 @@ def _row(step: Step) -> str:
 
 def _stage(step: Step, settings: dict[str, Any], context: Context) -> Try:
     def run(model: HookedTransformer, task: Task, steps: int, sizes: dict[str, int]) -> Ledger:
-        fit = {**settings["fit"], "steps": steps, "eval_every": max(1, steps), **sizes}
-        if "stop" in fit:
-            fit["stop"] = "never"
+        fit = trial_fit(settings["fit"], steps, sizes)
         own = {**settings, "fit": fit}
         if "model" in own:
             own["model"] = {**own["model"], "d_model": model.cfg.d_model, "d_mlp": model.cfg.d_mlp}

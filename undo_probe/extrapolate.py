@@ -35,6 +35,24 @@ def glimpse(task: Task, count: int = 4) -> Task:
     return few
 
 
+def trial_fit(fit: dict[str, Any], steps: int, sizes: dict[str, int]) -> dict[str, Any]:
+    """A stage's settings for a trial of so many steps, which nothing ends early; ``sizes`` are those of a narrow model.
+
+    A step of CIR has its share of the next refresh, at least one batch; of a narrow model's few rows only the mean can
+    be taken. RepSelect's adversary takes no more rows where a step has more batches.
+    """
+    short = {**fit, "steps": steps, "eval_every": max(1, steps), **sizes}
+    short.pop("budget", None)  # what reading it costs is added up
+    if "stop" in fit:
+        short["stop"] = "never"
+    if "refresh" in fit:
+        short |= {"refresh": 1, "basis_batches": -(-fit["basis_batches"] // fit["refresh"])}
+        short |= {name: 1 for name in ("k_act", "k_grad") if sizes and fit[name] != 0}
+    if "adversary_steps" in fit and sizes:
+        short["adversary_steps"] = -(-fit["adversary_steps"] // fit["accumulate"])
+    return short
+
+
 def narrow(shape: ModelConfig, task: Task, seed: int) -> HookedTransformer:
     """A model with the layers and heads of ``shape`` and next to no width: its steps cost nothing."""
     thin = shape.model_copy(update={"d_model": 2 * shape.n_heads, "d_mlp": 4})

@@ -260,6 +260,28 @@ KNOWN: dict[str, Settings] = {
         "final_logit_softcapping": 30.0,
         "tie_word_embeddings": True,
     },
+    "meta-llama/Llama-3.1-8B": {
+        "model_type": "llama",
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 128_256,
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "rope_theta": 500_000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "initializer_range": 0.02,
+        "tie_word_embeddings": False,
+    },
 }
 
 

@@ -153,12 +153,10 @@ class StreamedPCA:
             raise UndoProbeError(f"a covariance needs at least 2 vectors, this one has seen {self.n}")
         return self._scatter / (self.n - 1)
 
-    def components(self, k: int, fewer: bool = False) -> PCA:
+    def components(self, k: int, at_most: bool = False) -> PCA:
         """The ``k`` leading principal components, by Lanczos' method where they are few in a wide space.
 
-        Args:
-            k: how many.
-            fewer: whether to do with as many as there are.
+        With ``at_most``, only those that carry variance; at least one must.
 
         Raises:
             UndoProbeError: fewer than ``k`` directions carry variance, or none at all.
@@ -169,7 +167,7 @@ class StreamedPCA:
         values, vectors = _leading(covariance, k) if few else _all(covariance)
         floor = values[0].clamp_min(0) * width * torch.finfo(values.dtype).eps
         rank = int((values > floor).sum())
-        k = min(k, rank) if fewer else k
+        k = min(k, max(rank, 1)) if at_most else k
         if not 1 <= k <= rank:
             found = rank if rank < len(values) or not few else f"{rank} or more"
             raise UndoProbeError(

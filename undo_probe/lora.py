@@ -7,7 +7,7 @@ weight by about ``r`` at first, whatever the rank or dimension: rates then mean 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -58,10 +58,11 @@ def low_rank(model: HookedTransformer, rank: int, seed: int) -> AbstractContextM
     with the factor ``1 / sqrt(rank)`` the size of a step does not depend on the rank.
 
     Raises:
-        UndoProbeError: a rank below 1, or a model that ties some of its weights.
+        UndoProbeError: a rank below 1, or a model that ties some of these weights.
     """
-    _check("rank", rank, model)
-    weights = {name: model.get_parameter(name) for name in block_matrices(model)}
+    names = block_matrices(model)
+    _check("rank", rank, model, names)
+    weights = {name: model.get_parameter(name) for name in names}
     parts = {name: _LowRank(name, p, rank, seed) for name, p in weights.items() if p.requires_grad}
     return _installed(model, parts)
 
@@ -75,8 +76,8 @@ def subspace(model: HookedTransformer, dimension: int, seed: int) -> AbstractCon
     Raises:
         UndoProbeError: a dimension below 1, or a model that ties some of its weights.
     """
-    _check("dimension", dimension, model)
     free = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    _check("dimension", dimension, model, list(free))
     drawn = {
         name: torch.randn(p.numel(), dimension, generator=generator(seed, "subspace", name))
         for name, p in free.items()
@@ -89,10 +90,10 @@ def subspace(model: HookedTransformer, dimension: int, seed: int) -> AbstractCon
     return _installed(model, parts)
 
 
-def _check(what: str, size: int, model: HookedTransformer) -> None:
+def _check(what: str, size: int, model: HookedTransformer, adapted: Sequence[str]) -> None:
     if size < 1:
         raise UndoProbeError(f"{what} is {size}: expected at least 1")
-    pairs = ties(model)
+    pairs = [pair for pair in ties(model) if set(pair) & set(adapted)]
     if pairs:
         raise UndoProbeError(
             f"{pairs[0][0]} and {pairs[0][1]} are one tensor in this model: adapting one would untie them; "

@@ -95,7 +95,7 @@ def _unlearned(config: RunConfig) -> list[Step]:
     first = [unlearn.STARTS_FROM[method] for method in wanted if method in unlearn.STARTS_FROM]
     steps = []
     for method in dict.fromkeys((*first, *wanted)):
-        settings = {"method": method, "fit": getattr(config.unlearn, method).identity()}
+        settings = {"method": method, "fit": config.unlearn.of(method).identity()}
         before = unlearn.STARTS_FROM.get(method)
         start = Arm("unlearned", before).name if before else "original"
         steps.append(_step(config, Arm("unlearned", method), "unlearn", settings, (start,)))
@@ -201,7 +201,7 @@ def _rounds(config: RunConfig, alpha: float, teacher: str, rule: NoiseRule) -> l
             if kind == "serial":
                 settings = {
                     "method": method,
-                    "fit": getattr(config.unlearn, method).identity(),
+                    "fit": config.unlearn.of(method).identity(),
                 }
                 again = Arm("unlearned", method, alpha, variant=variant)
                 steps.append(_step(config, again, "unlearn", settings, (before,)))

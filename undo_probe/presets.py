@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from undo_probe.collapse_config import BudgetConfig, CIRConfig, RepSelectConfig
 from undo_probe.config import (
     FORMAT,
     ArmsConfig,
@@ -18,6 +19,7 @@ from undo_probe.config import (
     MaxEntConfig,
     ModelConfig,
     NoiseConfig,
+    NPOConfig,
     OriginalConfig,
     ProbeConfig,
     RepNoiseConfig,
@@ -30,7 +32,14 @@ from undo_probe.config import (
 )
 from undo_probe.errors import UndoProbeError
 from undo_probe.published import PAPER_ARITHMETIC, PAPER_LANGUAGE, PAPER_WMDP
-from undo_probe.task_config import TASKS, ArithmeticConfig, InventedConfig, LanguageConfig
+from undo_probe.task_config import (
+    TASKS,
+    ArithmeticConfig,
+    FactsConfig,
+    FactSource,
+    InventedConfig,
+    LanguageConfig,
+)
 
 TINY = RunConfig(name="tiny")
 # every arm of the controls, and the sweep again at other lengths and rates; an hour or more on two cores
@@ -92,6 +101,11 @@ FACTS_TINY = RunConfig(
         ),
         sam=SAMConfig(steps=300, batch_size=256, learning_rate=1e-3, retain_weight=3.0),
         repnoise=RepNoiseConfig(steps=150, batch_size=256, learning_rate=5e-4, retain_weight=3.0),
+        # on D: of three losses MaxEnt takes most within this budget, and the MLPs alone more than all maps
+        cir=CIRConfig(
+            loss="maxent", step_norm=0.5, steps=60, basis_batches=2, budget=BudgetConfig(retain=0.1)
+        ),
+        repselect=RepSelectConfig(budget=BudgetConfig(retain=0.1)),
     ),
     # repair takes 20 steps at a low alpha, so the stop rule has to look often
     distill=DistillConfig(steps=1200, batch_size=256, eval_every=5),
@@ -126,11 +140,43 @@ LANGUAGE_TINY = RunConfig(
     ),
     score=ScoreConfig(draws=999),
 )
+# facts of a real model: Europe's capitals are forgotten, all other capitals are their siblings. Every method is held to
+# one budget, so that what the attack brings back can be compared; needs `make smollm`, better with task.known=FILE
+FACTS_SMOLLM = RunConfig(
+    name="facts-smollm",
+    task=FactsConfig(
+        forget=FactSource(relations=("capital",), groups=("Europe",)),
+        retain=FactSource(relations=("capital", "continent", "symbol")),
+    ),
+    original=OriginalConfig(source="smollm"),
+    unlearn=UnlearnConfig(
+        method="cir",
+        also=("rmu", "npo", "repselect"),
+        budget=BudgetConfig(retain=0.05, siblings=0.1, rows=24),
+        cir=CIRConfig(steps=12, batch_size=16, step_norm=1.0, basis_batches=2, refresh=4, eval_every=12),
+        repselect=RepSelectConfig(batch_size=16, accumulate=4, adversary_steps=8, adversary_rate=1e-4),
+        npo=NPOConfig(steps=30, batch_size=16, learning_rate=1e-5, retain_weight=1.0, eval_every=30),
+        rmu=RMUConfig(
+            steps=30, batch_size=16, learning_rate=1e-4, layer=9, tensors=("mlp.W_out",), eval_every=30
+        ),
+    ),
+    noise=NoiseConfig(alphas=(0.1,)),
+    distill=DistillConfig(steps=100, batch_size=16, learning_rate=1e-4, eval_every=20),
+    attack=AttackConfig(
+        learning_rates=(3e-6, 1e-5, 3e-5),
+        steps=20,
+        batch_size=8,
+        eval_steps=(0, 5, 10, 20),
+        max_extensions=0,
+    ),
+    arms=ArmsConfig(twins=(), unlearn_and_distill=False, rates_alpha=0.1),
+)
 PRESETS: dict[str, RunConfig] = {
     "tiny": TINY,
     "small": SMALL,
     "smoke": SMOKE,
     "facts-tiny": FACTS_TINY,
+    "facts-smollm": FACTS_SMOLLM,
     "language-tiny": LANGUAGE_TINY,
     "paper-language": PAPER_LANGUAGE,
     "paper-arithmetic": PAPER_ARITHMETIC,

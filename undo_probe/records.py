@@ -93,6 +93,7 @@ METHOD_LABELS = {
     "graddiff": "GradDiff",
     "rmu": "RMU",
     "cir": "CIR",
+    "repselect": "RepSelect",
     "npo": "NPO",
     "simnpo": "SimNPO",
     "undial": "UNDIAL",

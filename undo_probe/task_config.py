@@ -20,9 +20,8 @@ class Section(BaseModel):
 
     def identity(self, *without: str) -> dict[str, Any]:
         """The settings as a fingerprint holds them, ``without`` some."""
-        at_default = {
-            name for name in self.later if getattr(self, name) == type(self).model_fields[name].default
-        }
+        later = {name for kind in type(self).__mro__ for name in vars(kind).get("later", ())}
+        at_default = {name for name in later if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(mode="json", exclude={*without, *at_default})
 
 

@@ -106,3 +106,24 @@ def mmd(one: np.ndarray, other: np.ndarray) -> float:
     within = np.mean([kernel(i, j) for i in first for j in first])
     beyond = np.mean([kernel(i, j) for i in second for j in second])
     return float(within + beyond - 2 * np.mean([kernel(i, j) for i in first for j in second]))
+
+
+def mlp_breaking(now: list[np.ndarray], before: list[np.ndarray]) -> float:
+    """One layer of CIR's loss (its released code): token by token, over the square of the tokens' mean norm."""
+    norm = sum(float(np.sqrt((was**2).sum())) for was in before) / len(before)
+    return sum(max(0.0, float(o @ was) / norm**2) for o, was in zip(now, before, strict=True)) / len(now)
+
+
+def shrinking(now: list[np.ndarray], before: list[np.ndarray]) -> float:
+    """Circuit breaker on norms, same code: how long the states still are."""
+    lengths = [sum(float(np.linalg.norm(state)) for state in states) for states in (now, before)]
+    return lengths[0] / lengths[1]
+
+
+def turning(now: list[np.ndarray], before: list[np.ndarray]) -> float:
+    """Circuit breaker of arXiv 2406.04313: rectified cosine."""
+    cosines = [
+        float(o @ was) / math.sqrt(float(o @ o) * float(was @ was))
+        for o, was in zip(now, before, strict=True)
+    ]
+    return sum(max(0.0, cosine) for cosine in cosines) / len(cosines)

@@ -18,6 +18,8 @@ from undo_probe.training import Context
 
 TASK = tiny.small_task()
 SEED, C = 0, 40.0
+# CIR and RepSelect go as far as a budget of harm lets them: see test_cir.py and test_budget.py
+TRAINED = [method for method in METHODS if method not in ("cir", "repselect")]
 
 
 def states(model: HookedTransformer, split: str, layer: int) -> Tensor:
@@ -54,7 +56,7 @@ def taught() -> dict[str, StageResult]:
     return made
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_forget_accuracy_falls_and_retain_is_kept(method: str, taught: dict[str, StageResult]) -> None:
     model = taught[method].model
     for split in ("forget_T", "forget_V"):

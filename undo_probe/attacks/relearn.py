@@ -27,6 +27,7 @@ from undo_probe.training import Context, Fit, Row, Watch, fit, resolve_device, s
 
 VERSION, RECOVERY_VERSION = 3, 2
 EVALUATED = {"forget": "forget_V", "retain": "retain_test"}
+Score = Callable[[HookedTransformer, TokenSet], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def attack_once(
     rate: float,
     context: Context,
     recipe: Recipe | None = None,
+    score: Score | None = None,
 ) -> tuple[Fit, dict[str, np.ndarray]]:
     """Attacks a float32 copy at one rate, with constant schedule and AdamW (arXiv 2506.06278).
 
@@ -57,6 +59,7 @@ def attack_once(
         rate: of the training; without meaning for a recipe that trains nothing.
         context: its seed draws batches, and whatever else the recipe draws.
         recipe: relearning on T if none is given.
+        score: of each row; by the task's metric if none is given.
 
     Returns:
         The fit, and for ``forget`` (V) and ``retain`` the score of each row at each evaluation step, shape
@@ -65,6 +68,7 @@ def attack_once(
     """
     ranks.refuse("an attack", "attack without accelerate launch")
     recipe = recipe or Recipe()
+    score = score or (lambda student, rows: row_scores(student, rows, task.metric))
     seen: dict[str, dict[int, np.ndarray]] = {side: {} for side in EVALUATED}
 
     def measure(student: HookedTransformer, step: int, asking: Asking | None = None) -> list[Row]:
@@ -72,7 +76,7 @@ def attack_once(
             if step not in seen[side]:
                 rows = task.rows(split)
                 asked = [rows] if asking is None else asking(task, rows, context.seed)
-                seen[side][step] = _mean_scores(student, asked, task)
+                seen[side][step] = _mean_scores(student, asked, score)
         return []
 
     copy = to_device(clone(model).float(), context.device)
@@ -90,7 +94,7 @@ def attack_once(
     return done, {side: _filled(found, recipe.steps(config)) for side, found in seen.items()}
 
 
-def _mean_scores(model: HookedTransformer, asked: list[TokenSet], task: Task) -> np.ndarray:
+def _mean_scores(model: HookedTransformer, asked: list[TokenSet], score: Score) -> np.ndarray:
     """The score of each row, averaged over the ways in which it is asked."""
     length = max(rows.tokens.shape[1] for rows in asked)
     if length > model.cfg.n_ctx:
@@ -98,7 +102,7 @@ def _mean_scores(model: HookedTransformer, asked: list[TokenSet], task: Task) ->
             f"a question with its solved questions has {length} tokens, but the model reads {model.cfg.n_ctx}: train "
             "it with a larger task.shots, or give a smaller attack.recovery.shots"
         )
-    scores = [row_scores(model, rows, task.metric) for rows in asked]
+    scores = [score(model, rows) for rows in asked]
     return scores[0] if len(scores) == 1 else np.mean(scores, axis=0)
 
 
@@ -361,22 +365,33 @@ def relearn(
             f"there is no attack {attack!r} here: config.also is {list(config.also)}, which gives {', '.join(planned)}"
         )
     recipe = planned[attack]
-    rates = tuple(config.learning_rates) if recipe.trained else (UNTRAINED,)
-    found: dict[str, list[list[np.ndarray]]] = {side: [] for side in EVALUATED}
-    for rate in rates:
-        each: dict[str, list[np.ndarray]] = {side: [] for side in EVALUATED}
-        for number in range(config.seeds if recipe.trained else 1):
-            context = Context(derive_seed(seed, "attack", number))
-            _, correct = attack_once(model, task, config, rate, context, recipe)
-            for side in EVALUATED:
-                each[side].append(correct[side])
-        for side in EVALUATED:
-            found[side].append(each[side])
-    families = task.rows(EVALUATED["forget"]).families
-    forget, retain = (np.stack(found[side]) for side in EVALUATED)
-    table = AttackTable(rates, recipe.steps(config), forget, retain, families, halves(families, seed))
+    table = attack_table(model, task, config, seed, recipe)
     core = core_rows(task)
     oracle_rate = table.best_rate(core) if recipe.trained else None
     rows = curve_rows(Arm("relearned"), table, core, oracle_rate, config.utility, attack)
-    stopped = f"{config.steps} steps at {len(rates)} rates" if recipe.trained else "nothing was trained"
+    stopped = f"{config.steps} steps at {len(table.rates)} rates" if recipe.trained else "nothing was trained"
     return Curve(tuple(rows), stopped=stopped)
+
+
+def attack_table(
+    model: HookedTransformer,
+    task: Task,
+    config: AttackConfig,
+    seed: int,
+    recipe: Recipe | None = None,
+    score: Score | None = None,
+) -> AttackTable:
+    """One model attacked at every rate and with every seed of ``config``; arguments as of :func:`attack_once`."""
+    recipe = recipe or Recipe()
+    rates = tuple(config.learning_rates) if recipe.trained else (UNTRAINED,)
+    contexts = [
+        Context(derive_seed(seed, "attack", number))
+        for number in range(config.seeds if recipe.trained else 1)
+    ]
+    found = [
+        [attack_once(model, task, config, rate, context, recipe, score)[1] for context in contexts]
+        for rate in rates
+    ]
+    forget, retain = (np.stack([[each[side] for each in of_rate] for of_rate in found]) for side in EVALUATED)
+    families = task.rows(EVALUATED["forget"]).families
+    return AttackTable(rates, recipe.steps(config), forget, retain, families, halves(families, seed))

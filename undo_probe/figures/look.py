@@ -32,6 +32,7 @@ _METHODS = {
     "graddiff": (VERMILION, "triangle-up", "dash"),
     "rmu": (PURPLE, "square", "dashdot"),
     "cir": (VERMILION, "hexagram", "longdash"),
+    "repselect": (VERMILION, "star-triangle-down", "dashdot"),
     "npo": (PURPLE, "bowtie", "dot"),
     "simnpo": (PURPLE, "hourglass", "dot"),
     "undial": (VERMILION, "diamond-tall", "dot"),

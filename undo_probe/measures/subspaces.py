@@ -60,7 +60,7 @@ class Seen:
         if (which, weight) not in self.solved:
             seen = self.side(which)[weight]
             most = min(len(seen.mean) - 1, max(EDGES[-1], round(MOST * self.narrowest), len(seen.mean) // 8))
-            self.solved[which, weight] = seen.components(most, fewer=True)
+            self.solved[which, weight] = seen.components(most, at_most=True)
         return self.solved[which, weight].first(k)
 
 

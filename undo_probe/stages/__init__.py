@@ -1,6 +1,7 @@
 """Stages: functions that take a model (or none) and return a new one with its history and cost."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ class StageResult:
     """What a stage made.
 
     ``tensors`` are things other measures need (RMU's control vector); ``rows`` is the training history;
-    ``stopped`` says why training ended.
+    ``stopped`` says why training ended; ``extra`` is what else the record of it keeps (the harm of a budget).
     """
 
     model: HookedTransformer
@@ -21,3 +22,4 @@ class StageResult:
     rows: list[dict] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     stopped: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)

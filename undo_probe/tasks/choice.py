@@ -12,7 +12,7 @@ that was unlearned.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from undo_probe.randomness import derive_seed, generator
 from undo_probe.records import TaskWords
 from undo_probe.task_config import ChoiceConfig, QuestionSource
 from undo_probe.tasks.dealing import dealt
-from undo_probe.tasks.passages import load_passages
+from undo_probe.tasks.passages import load_passages, text_set
 from undo_probe.tasks.pool import best_constants
 from undo_probe.tasks.protocol import (
     FORGET_SPLITS,
@@ -40,6 +40,10 @@ from undo_probe.tasks.reader import Reader, source_reader, trained_reader
 
 TEXTS = ("forget_text", "retain_text", "distill_text")
 Rows = tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]
+
+
+NEUTRAL_ROWS = 4096
+"""Rows of running text that can be asked for as a split: there may be hundreds of millions of tokens."""
 
 
 class ChoiceTask:
@@ -83,6 +87,7 @@ class ChoiceTask:
             for name in TEXTS
             if (source := getattr(config, name)) is not None
         }
+        self.neutral: str = "retain_text" if "retain_text" in self._texts else ""
         self._mixtures = self._wells()
         names = {"text", "cache", "tokenizer", "tokenizer_revision", "forget", "retain", *TEXTS}
         rows = {
@@ -102,6 +107,9 @@ class ChoiceTask:
 
     def rows(self, split: str) -> TokenSet:
         """All questions of ``split``, in a fixed order."""
+        if split == self.neutral and split:
+            text = self._texts[split]
+            return text_set(split, replace(text, tokens=text.tokens[:NEUTRAL_ROWS]), self.n_ctx)
         if split not in self._sets:
             raise UndoProbeError(f"choice has no split {split!r}: it has {', '.join(sorted(self._sets))}")
         return self._sets[split]

@@ -3,12 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import torch
 
 from undo_probe.tasks.fact import Fact
-from undo_probe.tasks.passages import Passages
 from undo_probe.tasks.protocol import TokenSet
 
 
@@ -69,12 +67,3 @@ def token_set(name: str, asked: Sequence[Asked], n_ctx: int, pad: int, most: tup
         }
     )
     return TokenSet(name, torch.tensor(rows), mask, first - 1, labels, torch.tensor(options))
-
-
-def text_set(text: Passages, n_ctx: int) -> TokenSet:
-    """Neutral text as rows of which all but the first token is asked."""
-    tokens = torch.from_numpy(np.asarray(text.tokens, dtype=np.int64))
-    mask = torch.ones(tokens.shape, dtype=torch.bool)
-    mask[:, 0] = False
-    labels = pd.DataFrame({"operation": "text", "family": "text", "subset": "all"}, index=range(len(tokens)))
-    return TokenSet("retain_text", tokens, mask, n_ctx - 2, labels)

@@ -29,10 +29,10 @@ from undo_probe.records import TaskWords
 from undo_probe.task_config import FactsConfig, FactSource
 from undo_probe.tasks.dealing import dealt
 from undo_probe.tasks.fact import Answers, Fact, floor, read_facts
-from undo_probe.tasks.fact_rows import Asked, Kept, redrawn, text_set, token_set, width
+from undo_probe.tasks.fact_rows import Asked, Kept, redrawn, token_set, width
 from undo_probe.tasks.invented import TRAINED
 from undo_probe.tasks.known_set import Known, read_known
-from undo_probe.tasks.passages import load_passages
+from undo_probe.tasks.passages import load_passages, text_set
 from undo_probe.tasks.pool import Pool, Pooled, by_side, even_sides
 from undo_probe.tasks.protocol import FORGET_SPLITS, RETAIN_SPLITS, Metric, TokenSet, check_disjoint
 from undo_probe.tasks.questions import Question, families
@@ -94,7 +94,8 @@ class FactsTask(Pooled):
         self.words = _words(self.forget_operations, self.retain_operations)
         text = None if config.retain_text is None else load_passages(config.retain_text, config, self._reader)
         if text is not None:
-            self._sets["retain_text"] = text_set(text, config.n_ctx)
+            self.neutral: str = "retain_text"
+            self._sets[self.neutral] = text_set("retain_text", text, config.n_ctx)
         self._pools = {name: _pool(names, self._sets) for name, names in MIXTURES.items()}
         places = (
             "text",

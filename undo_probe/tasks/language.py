@@ -51,6 +51,7 @@ class LanguageTask:
     metric: Metric = "bits"
     probe_targets: tuple[str, ...] = ()
     extra_splits: tuple[str, ...] = ()
+    neutral: str = ""
 
     def __init__(self, config: LanguageConfig, seed: int) -> None:
         """Reads and tokenises the text, or opens what was prepared from the same text before.

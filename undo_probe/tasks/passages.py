@@ -7,12 +7,15 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import torch
 from jaxtyping import Shaped
 
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import atomic_folder, digest, file_digest, read_json, write_json
 from undo_probe.task_config import ChoiceConfig, FactsConfig, TextSource
 from undo_probe.tasks.corpus import Document, cleaned, cut_rows
+from undo_probe.tasks.protocol import TokenSet
 from undo_probe.tasks.reader import Reader
 from undo_probe.tasks.text import state
 
@@ -27,6 +30,15 @@ class Passages:
 
     tokens: Shaped[np.ndarray, "row pos"]
     content: str
+
+
+def text_set(name: str, text: Passages, n_ctx: int) -> TokenSet:
+    """Neutral text as rows of which all but the first token is asked."""
+    tokens = torch.from_numpy(np.asarray(text.tokens, dtype=np.int64))
+    mask = torch.ones(tokens.shape, dtype=torch.bool)
+    mask[:, 0] = False
+    labels = pd.DataFrame({"operation": "text", "family": "text", "subset": "all"}, index=range(len(tokens)))
+    return TokenSet(name, tokens, mask, n_ctx - 2, labels)
 
 
 def load_passages(source: TextSource, config: ChoiceConfig | FactsConfig, reader: Reader) -> Passages:

@@ -16,6 +16,7 @@ class Pooled:
 
     name: str
     metric: Metric = "exact"
+    neutral: str = ""
     _sets: Mapping[str, TokenSet]
     _pools: Mapping[str, "Pool"]
 

@@ -142,7 +142,8 @@ class Task(Protocol):
 
     Forget sets share no family with each other or with retain. ``extra_splits`` are asked for capability beside
     V, each as a stratum; ``words`` is what reports call all of this. ``metric`` is how a row is scored. A task without
-    labels to be read from states has no ``probe_targets``, and then nothing is probed.
+    labels to be read from states has no ``probe_targets``, and then nothing is probed. ``neutral`` is the split of
+    running text about nothing in particular, empty where there is none.
     """
 
     name: str
@@ -155,6 +156,7 @@ class Task(Protocol):
     retain_operations: tuple[str, ...]
     probe_targets: tuple[str, ...]
     extra_splits: tuple[str, ...]
+    neutral: str
     words: TaskWords
 
     def rows(self, split: str) -> TokenSet:

@@ -45,6 +45,7 @@ class StandIn:
     metric: Metric = "choice"
     probe_targets: tuple[str, ...] = ()
     extra_splits: tuple[str, ...] = ()
+    neutral: str = ""
     vocabulary: tuple[str, ...] = ()
     fingerprint: str = ""
     words: TaskWords = TaskWords()

@@ -5,10 +5,12 @@ from typing import Any
 
 from undo_probe.models import HookedTransformer
 from undo_probe.stages import StageResult
+from undo_probe.stages.unlearn.cir import cir
 from undo_probe.stages.unlearn.graddiff import graddiff
 from undo_probe.stages.unlearn.maxent import maxent
 from undo_probe.stages.unlearn.npo import npo, simnpo
 from undo_probe.stages.unlearn.repnoise import repnoise
+from undo_probe.stages.unlearn.repselect import repselect
 from undo_probe.stages.unlearn.rmu import rmu
 from undo_probe.stages.unlearn.undial import undial
 from undo_probe.tasks import Task
@@ -28,6 +30,8 @@ METHODS: dict[str, Unlearner] = {
     "undial": undial,
     "sam": maxent,  # its section asks the training loop for sharpness-aware steps
     "repnoise": repnoise,
+    "cir": cir,
+    "repselect": repselect,
 }
 STARTS_FROM = {"repnoise": "maxent"}
 """Methods that begin where another one ends; all others begin at the original."""
