@@ -8,6 +8,7 @@ from undo_probe.figures.lengths import lengths
 from undo_probe.figures.probes import probes
 from undo_probe.figures.recoveries import recoveries
 from undo_probe.figures.relearning import attacks, relearning
+from undo_probe.figures.rug import carpet, rug_loss
 from undo_probe.figures.stream import stream
 from undo_probe.figures.swept import swept
 from undo_probe.figures.tradeoff import tradeoff
@@ -20,6 +21,7 @@ __all__ = [
     "Figure",
     "attacks",
     "attribution",
+    "carpet",
     "depth_by_block",
     "drift_layers",
     "drift_positions",
@@ -29,6 +31,7 @@ __all__ = [
     "probes",
     "recoveries",
     "relearning",
+    "rug_loss",
     "stream",
     "swept",
     "tradeoff",
