@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ PURE = 0.8
 """Share of the features of one class from which on the model is called by it."""
 
 
+@runtime_checkable
 class Weights(Protocol):
     """What has an encoder, a decoder and a bias, as a trained autoencoder does."""
 

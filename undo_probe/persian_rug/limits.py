@@ -20,7 +20,7 @@ from undo_probe.persian_rug.theory import (
 
 CAPACITY = 1.35
 """``r_half / (p ln 1/p)`` for p <= 0.01, where r_half halves the loss; measured by :func:`ratio_for`."""
-HALVINGS = 60
+HALVINGS, ZOOMS = 50, 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,15 +57,15 @@ def sparse(r: ArrayLike, p: ArrayLike) -> Sparse:
 def ratio_for(p: ArrayLike, left: float = 0.5) -> Array:
     """The ratio r at which the best loss is the share ``left`` of the variance; r_half by default.
 
-    Above it the loss collapses, below it it stays near that of a constant. By bisection: L* falls with r.
+    Above it the loss collapses, below it it stays near that of a constant. By zooming in: L* falls with r.
     """
-    p = shares("p", p)
-    left = float(shares("left", left))
+    p, left = np.asarray(shares("p", p)), float(shares("left", left))
     low, high = np.full_like(p, np.log(1e-12)), np.full_like(p, np.log1p(-1e-9))
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        above = optimal_loss(np.exp(middle), p) > left * variance(p)
-        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    for _ in range(ZOOMS):
+        grid = low[..., None] + (high - low)[..., None] * np.linspace(0, 1, 64)
+        above = optimal_loss(np.exp(grid), p[..., None]) > left * np.asarray(variance(p))[..., None]
+        at = above.sum(-1, keepdims=True).clip(1, 63)
+        low, high = (np.take_along_axis(grid, each, -1)[..., 0] for each in (at - 1, at))
     return np.exp((low + high) / 2)[()]
 
 

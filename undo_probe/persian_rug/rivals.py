@@ -12,7 +12,7 @@ NODES = 24
 """Gauss points of each of the pieces between :data:`EDGES`."""
 EDGES = (-12.0, -4.0, 0.0, 4.0, 12.0)
 """In units of tau, around both ends of [0, 1]: the density of what is read bends there."""
-HULL_POINTS = 400
+HULL_POINTS, PEAK_POINTS = 1200, 300
 
 
 def linear_loss(r: ArrayLike, p: ArrayLike) -> Array:
@@ -118,7 +118,7 @@ def dropping(r: ArrayLike, p: ArrayLike) -> Dropping:
     For r < r_c the share r / r_c is kept; above, all.
     """
     r, p = np.broadcast_arrays(shares("r", r), shares("p", p))
-    grid = np.geomspace(1e-7, 0.999, HULL_POINTS)
+    grid = np.geomspace(1e-7, 0.999, PEAK_POINTS)
     gain = (variance(p)[..., None] - optimal_loss(grid, p[..., None])) / grid
     critical = _peak(np.log(grid), gain)
     v, touched = variance(p), optimal_loss(critical, p)
@@ -144,7 +144,7 @@ def lower_hull(r: ArrayLike, p: float) -> Array:
     lies on a line between codes. Interpolated on a grid of rugs, so it is up to 1e-4 v above the true hull.
     """
     r, p = shares("r", r), float(shares("p", p))
-    grid = np.geomspace(1e-7, 0.9999, HULL_POINTS)
+    grid = np.geomspace(1e-5, 0.9999, HULL_POINTS)
     corners = [(0.0, float(variance(p))), (0.5, float(digon_pair(p)[1])), (1.0, 0.0)]
     points = sorted([*corners, *zip(grid.tolist(), optimal_loss(grid, p).tolist(), strict=True)])
     hull: list[tuple[float, float]] = []
