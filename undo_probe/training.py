@@ -77,14 +77,14 @@ def step_cost(
 
 
 @dataclass(frozen=True)
-class Watch(Generic[Model]):
+class Watch:
     """What the loop looks at while it trains.
 
     ``measure(model, step)`` gives history rows at every step for which ``at(step)`` holds (step 0 is before
     the first update); ``stop(rows)`` says, from the rows of one step, whether training is over.
     """
 
-    measure: Callable[[Model, int], list[Row]] | None = None
+    measure: Callable[[Any, int], list[Row]] | None = None
     at: Callable[[int], bool] = lambda step: True
     stop: Callable[[list[Row]], bool] | None = None
 
@@ -134,7 +134,7 @@ def fit(
     loss: Loss,
     context: Context,
     *,
-    watch: Watch[Model] | None = None,
+    watch: Watch | None = None,
     cost: Cost | None = None,
     trainable: Callable[[str], bool] | None = None,
     adapt: Adapt | None = None,
@@ -211,7 +211,7 @@ class _Loop:
         settings: FitConfig,
         loss: Loss,
         context: Context,
-        watch: Watch[Any],
+        watch: Watch,
         cost: Cost,
         accelerator: Any,
     ) -> None:

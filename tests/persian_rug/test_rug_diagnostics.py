@@ -42,6 +42,10 @@ def test_digons_private_and_dropped_features_are_told_apart() -> None:
     found = diagnostics.diagnose(made_of(mixed), 0.2)
     assert found.phase == "mixed"
     assert found.shares == {"rug": 0, "digon": 8 / 24, "private": 10 / 24, "dropped": 6 / 24, "other": 0}
+    unequal = made_of(torch.cat([torch.eye(8), -0.4 * torch.eye(8)], dim=1))
+    with torch.no_grad():
+        unequal.W_out[8:] /= 0.16  # both reach their outputs whole, as trained pairs do
+    assert diagnostics.diagnose(unequal, 0.2).phase == "digon"
     noisy = made_of(pairs(32) + 0.03 * torch.randn(32, 64, generator=generator(0)))
     assert diagnostics.diagnose(noisy, 0.2).phase == "digon"
 

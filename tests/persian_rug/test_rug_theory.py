@@ -139,18 +139,32 @@ def test_relu_loses_a_growing_factor_to_the_oracle() -> None:
     assert np.all((factor > 3) & (factor < 7))
 
 
-def test_digons_lose_what_samples_say_and_no_other_scale_does_better() -> None:
-    p = 0.2
-    a, pair = rivals.digon_pair(p)
+@pytest.mark.parametrize("t", [1.0, 0.4])
+def test_a_pair_loses_what_samples_say(t: float) -> None:
+    p, count = 0.2, 300_000
     source = np.random.default_rng(2)
-    x, other = (source.random(300_000) * (source.random(300_000) < p) for _ in range(2))
-    losses = [((np.maximum(scale * (x - other), 0) - x) ** 2).mean() for scale in (a - 0.05, a, a + 0.05)]
-    assert pair == pytest.approx(losses[1], rel=0.02)
-    assert losses[1] < min(losses[0], losses[2])
-    assert rivals.digon_loss(0.5, p) == pytest.approx(pair)
-    assert rivals.digon_loss(np.array([1e-9, 1 - 1e-9]), p) == pytest.approx(
-        [theory.variance(p), 0], abs=1e-8
-    )
+    x, other = (source.random(count) * (source.random(count) < p) for _ in range(2))
+    best = 0.0
+    for feature, output in ((x, np.maximum(x - t * other, 0)), (other, np.maximum(other - x / t, 0))):
+        a = (feature * output).mean() / (output**2).mean()
+        best += ((a * output - feature) ** 2).mean() / 2
+    assert rivals.pair_loss(t, p) == pytest.approx(best, rel=0.02)
+
+
+def test_pairs_of_unequal_length_lose_less() -> None:
+    """What training finds; the equal pair is the worst of its neighbours."""
+    t, found = rivals.best_pair(1e-4)
+    assert t == pytest.approx(1 / 3, abs=0.01)
+    assert found / 1e-8 == pytest.approx(25 / 162, rel=1e-3)
+    assert rivals.pair_loss(1.0, 1e-4) / 1e-8 == pytest.approx(1 / 6, rel=1e-3)
+    assert rivals.pair_loss(0.95, 0.2) < rivals.pair_loss(1.0, 0.2)
+    assert rivals.best_pair(0.2)[1] < 0.95 * rivals.pair_loss(1.0, 0.2)
+
+
+def test_digons_find_a_place_or_are_dropped() -> None:
+    ends = rivals.digon_loss(np.array([1e-9, 0.5, 1 - 1e-9]), 0.2)
+    assert ends == pytest.approx([theory.variance(0.2), rivals.pair_loss(1.0, 0.2), 0], abs=1e-8)
+    assert rivals.digon_loss(0.3, 0.2, equal=False) < rivals.digon_loss(0.3, 0.2)
 
 
 def test_dropping_features_pays_below_the_critical_ratio_only() -> None:

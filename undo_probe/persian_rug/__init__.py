@@ -2,7 +2,8 @@
 
 Read ``theory.py`` first. ``limits.py`` has where the theory ends, ``rivals.py`` what it is measured against,
 ``engineered.py`` the weights that theory gives, ``training.py`` and ``grid.py`` what training finds instead,
-``diagnostics.py`` how to tell. Names are imported when they are used: theory needs no torch.
+``diagnostics.py`` how to tell, ``erasure.py`` what erasing features leaves behind. Names are imported when they are
+used: theory needs no torch.
 """
 
 import importlib
@@ -20,6 +21,7 @@ _LAZY = {
     "finite_loss": "limits",
     "ratio_for": "limits",
     "sparse": "limits",
+    "best_pair": "rivals",
     "channel": "rivals",
     "digon_loss": "rivals",
     "dropping": "rivals",
@@ -29,6 +31,17 @@ _LAZY = {
     "frame": "engineered",
     "measured_loss": "engineered",
     "weights": "engineered",
+    "ablate_encoder": "erasure",
+    "ablate_outputs": "erasure",
+    "after_encoder_ablation": "erasure",
+    "after_noise": "erasure",
+    "after_output_ablation": "erasure",
+    "after_projection": "erasure",
+    "after_relearning": "erasure",
+    "linear_r2": "erasure",
+    "perturb": "erasure",
+    "project_out": "erasure",
+    "relearn": "erasure",
     "diagnose": "diagnostics",
     "normality": "diagnostics",
     "rows_of": "diagnostics",
@@ -44,12 +57,24 @@ if TYPE_CHECKING:
     from undo_probe.persian_rug.engineered import frame as frame
     from undo_probe.persian_rug.engineered import measured_loss as measured_loss
     from undo_probe.persian_rug.engineered import weights as weights
+    from undo_probe.persian_rug.erasure import ablate_encoder as ablate_encoder
+    from undo_probe.persian_rug.erasure import ablate_outputs as ablate_outputs
+    from undo_probe.persian_rug.erasure import after_encoder_ablation as after_encoder_ablation
+    from undo_probe.persian_rug.erasure import after_noise as after_noise
+    from undo_probe.persian_rug.erasure import after_output_ablation as after_output_ablation
+    from undo_probe.persian_rug.erasure import after_projection as after_projection
+    from undo_probe.persian_rug.erasure import after_relearning as after_relearning
+    from undo_probe.persian_rug.erasure import linear_r2 as linear_r2
+    from undo_probe.persian_rug.erasure import perturb as perturb
+    from undo_probe.persian_rug.erasure import project_out as project_out
+    from undo_probe.persian_rug.erasure import relearn as relearn
     from undo_probe.persian_rug.grid import train_grid as train_grid
     from undo_probe.persian_rug.limits import capacity_law as capacity_law
     from undo_probe.persian_rug.limits import features_held as features_held
     from undo_probe.persian_rug.limits import finite_loss as finite_loss
     from undo_probe.persian_rug.limits import ratio_for as ratio_for
     from undo_probe.persian_rug.limits import sparse as sparse
+    from undo_probe.persian_rug.rivals import best_pair as best_pair
     from undo_probe.persian_rug.rivals import channel as channel
     from undo_probe.persian_rug.rivals import digon_loss as digon_loss
     from undo_probe.persian_rug.rivals import dropping as dropping

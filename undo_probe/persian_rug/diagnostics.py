@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import ndtr
 from torch import Tensor
 
@@ -20,7 +20,7 @@ CHUNK = 1024
 FAINT = 0.25
 """A feature is dropped where its diagonal entry is below this share of the upper quartile of all."""
 FEW, NEAR = 4.0, 0.15
-"""A digon leans on fewer partners than this; dimensionalities this far off, relatively, are called the same."""
+"""Fewer partners than this are no crowd; dimensionalities this far off, relatively, are called the same."""
 CLASSES = ("rug", "digon", "private", "dropped", "other")
 PURE = 0.8
 """Share of the features of one class from which on the model is called by it."""
@@ -56,6 +56,7 @@ class Rows:
     lyapunov: Float[Tensor, " n_s"]
     partners: Float[Tensor, " n_s"]
     dimensionality: Float[Tensor, " n_s"]
+    partner: Int[Tensor, " n_s"]
 
 
 def rows_of(model: Weights, p: float) -> Rows:
@@ -90,6 +91,7 @@ def _statistics(decoder: Tensor, encoder: Tensor, at: Tensor, p: float) -> dict[
         "kurtosis": kurtosis * fourth,
         "lyapunov": absolute_third(p) / v**1.5 * w.abs().pow(3).sum(1) / square.pow(1.5).clamp_min(tiny),
         "partners": 1 / fourth.clamp_min(tiny),
+        "partner": w.abs().argmax(1),
         "dimensionality": diagonal.clamp_min(0).square() / (diagonal.square() + square).clamp_min(tiny),
     }
 
@@ -103,26 +105,20 @@ def absolute_third(p: float) -> float:
 def classes(rows: Rows, r: float) -> list[str]:
     """The code of each feature: rug, digon, private, dropped, or other.
 
-    ``dropped``: its diagonal entry is faint beside the others'. ``private``: dimensionality 1 within :data:`NEAR`.
-    ``digon``: 1/2 within that, and few partners. ``rug``: r within that, and many partners; for r = 1/2 the
-    partners alone tell the two apart.
+    ``dropped``: its diagonal entry is faint beside the others'. ``digon``: it and its partner are each other's, and
+    their dimensionalities add up to 1, the one direction that they share: 1/2 each where they are of equal length,
+    but training ends in unequal ones (:func:`undo_probe.persian_rug.rivals.best_pair`). ``private``: dimensionality
+    1. ``rug``: r, with noise from more than a few others. Sums and values are met within :data:`NEAR`.
     """
     r = float(shares("r", r))
-    faint = FAINT * float(rows.diagonal.clamp_min(0).quantile(0.75))
-    found = []
-    values = zip(rows.diagonal.tolist(), rows.dimensionality.tolist(), rows.partners.tolist(), strict=True)
-    for diagonal, dimensionality, partners in values:
-        if diagonal <= faint:
-            found.append("dropped")
-        elif dimensionality > 1 - NEAR:
-            found.append("private")
-        elif abs(dimensionality / 0.5 - 1) < NEAR and partners < FEW:
-            found.append("digon")
-        elif abs(dimensionality / r - 1) < NEAR and partners >= FEW:
-            found.append("rug")
-        else:
-            found.append("other")
-    return found
+    faint = rows.diagonal <= FAINT * float(rows.diagonal.clamp_min(0).quantile(0.75))
+    mutual = rows.partner[rows.partner] == torch.arange(len(rows.partner))
+    both = rows.dimensionality + rows.dimensionality[rows.partner]
+    pair = mutual & ~faint[rows.partner] & ((both - 1).abs() < NEAR) & (rows.partners < FEW)
+    private = rows.dimensionality > 1 - NEAR
+    rug = ((rows.dimensionality / r - 1).abs() < NEAR) & (rows.partners >= FEW)
+    tests = (("dropped", faint), ("digon", pair), ("private", private), ("rug", rug))
+    return [next((name for name, found in tests if found[at]), "other") for at in range(len(faint))]
 
 
 @dataclass(frozen=True)

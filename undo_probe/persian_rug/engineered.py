@@ -92,7 +92,7 @@ def frame(n_s: int, n_d: int, kind: str = "auto", seed: int = 0) -> Frame:
             return made
     raise UndoProbeError(
         f"{DRAWS} draws of {n_d} of {n_s} {kind} rows left two features too near each other: the sizes are too small "
-        "for a rug, take more dimensions or frame='haar'"
+        "for a rug, take more dimensions or kind='haar'"
     )
 
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from undo_probe.errors import UndoProbeError
 from undo_probe.persian_rug.theory import (
     Array,
+    Numbers,
     density,
     iterated,
     loss,
@@ -32,7 +32,7 @@ class Sparse:
     k: Array
 
 
-def sparse(r: ArrayLike, p: ArrayLike) -> Sparse:
+def sparse(r: Numbers, p: Numbers) -> Sparse:
     """The best code for p -> 0 with k tau << 1, that is for r >> p ln(1/p).
 
     To second order in tau (with m = -k tau) the loss is ``p tau^2 (1 + k^2/4 + (2/p) I2(-k))``: noise on a feature
@@ -54,7 +54,7 @@ def sparse(r: ArrayLike, p: ArrayLike) -> Sparse:
     return Sparse((p * tau**2 * (1.5 + k * k / 4))[()], (1 + 1.5 * k * tau)[()], k[()])
 
 
-def ratio_for(p: ArrayLike, left: float = 0.5) -> Array:
+def ratio_for(p: Numbers, left: float = 0.5) -> Array:
     """The ratio r at which the best loss is the share ``left`` of the variance; r_half by default.
 
     Above it the loss collapses, below it it stays near that of a constant. By zooming in: L* falls with r.
@@ -69,18 +69,18 @@ def ratio_for(p: ArrayLike, left: float = 0.5) -> Array:
     return np.exp((low + high) / 2)[()]
 
 
-def capacity_law(p: ArrayLike) -> Array:
+def capacity_law(p: Numbers) -> Array:
     """``1.35 p ln(1/p)``: what :func:`ratio_for` gives within 2 % for p from 1e-4 to 0.01; less above."""
     p = shares("p", p)
     return (CAPACITY * p * np.log(1 / p))[()]
 
 
-def features_held(n_d: ArrayLike, p: ArrayLike) -> Array:
+def features_held(n_d: Numbers, p: Numbers) -> Array:
     """How many features of rate p a stream of ``n_d`` dimensions holds with half their variance explained."""
     return (np.asarray(n_d, dtype=np.float64) / capacity_law(p))[()]
 
 
-def excess_moments(p: ArrayLike) -> tuple[Array, Array]:
+def excess_moments(p: Numbers) -> tuple[Array, Array]:
     """Skewness and excess kurtosis of a feature, from E x^n = p / (n + 1).
 
     A weighted sum of independent features has skewness ``g1 sum w^3 / (sum w^2)^(3/2)`` and excess kurtosis
@@ -94,7 +94,7 @@ def excess_moments(p: ArrayLike) -> tuple[Array, Array]:
     return (central3 / v**1.5)[()], (central4 / v**2 - 3)[()]
 
 
-def kurtosis(n_s: ArrayLike, p: ArrayLike) -> Array:
+def kurtosis(n_s: Numbers, p: Numbers) -> Array:
     """Excess kurtosis of the interference of a rug of ``n_s`` features, about ``5.4 / (n_s p)``.
 
     Off-diagonal entries are near Gaussian, so ``sum w^4 / (sum w^2)^2`` is about 3 / n_s.
@@ -102,7 +102,7 @@ def kurtosis(n_s: ArrayLike, p: ArrayLike) -> Array:
     return (3 / np.asarray(n_s, dtype=np.float64) * excess_moments(p)[1])[()]
 
 
-def fourth_derivative(a: ArrayLike, m: ArrayLike, tau: ArrayLike, p: ArrayLike) -> Array:
+def fourth_derivative(a: Numbers, m: Numbers, tau: Numbers, p: Numbers) -> Array:
     """d^4 L(a, m, tau) / dm^4 at fixed a.
 
     ``L = p/3 - 2 a p N + a^2 (p D1 + (1 - p) D2)`` with ``N = tau^2 I2(t1) - tau^3 [I3(t1) - I3(t0)]``, ``D1 = 2
@@ -116,7 +116,7 @@ def fourth_derivative(a: ArrayLike, m: ArrayLike, tau: ArrayLike, p: ArrayLike) 
     return (-2 * a * p * n + a * a * (2 * p * step - 2 * (1 - p) * t0 * density(t0) / tau**2))[()]
 
 
-def finite_loss(n_s: ArrayLike, r: ArrayLike, p: ArrayLike) -> Array:
+def finite_loss(n_s: Numbers, r: Numbers, p: Numbers) -> Array:
     """The loss of a rug of ``n_s`` features with the parameters of an infinite one.
 
     The first Edgeworth term: interference of excess kurtosis kappa changes a smooth mean ``L(m)`` by

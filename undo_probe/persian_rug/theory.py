@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
 from undo_probe.errors import UndoProbeError
 
+Numbers = Any
+"""A number, a list of numbers or an array."""
 Array = Any
 """A float64 array, or a scalar where scalars went in."""
 
@@ -37,7 +38,7 @@ class Optimum:
     tau: Array
 
 
-def shares(name: str, values: ArrayLike, closed: bool = False) -> Array:
+def shares(name: str, values: Numbers, closed: bool = False) -> Array:
     """The values as float64.
 
     Raises:
@@ -53,13 +54,13 @@ def shares(name: str, values: ArrayLike, closed: bool = False) -> Array:
     return found
 
 
-def variance(p: ArrayLike) -> Array:
+def variance(p: Numbers) -> Array:
     """Variance v of a feature: E x = p/2 and E x^2 = p/3, so v = p/3 - p^2/4; the loss of the best constant."""
     p = shares("p", p, closed=True)
     return (p / 3 - p * p / 4)[()]
 
 
-def noise(r: ArrayLike, p: ArrayLike) -> Array:
+def noise(r: Numbers, p: Numbers) -> Array:
     """The least noise tau of a symmetric code, ``tau^2 = (1/r - 1) v``.
 
     ``tau^2 = s v`` with s the squared off-diagonal row sum over a^2. For W of rank n_d, (tr W)^2 <= n_d |W|_F^2, and
@@ -70,7 +71,7 @@ def noise(r: ArrayLike, p: ArrayLike) -> Array:
     return np.sqrt((1 / r - 1) * variance(p))[()]
 
 
-def loss(a: ArrayLike, m: ArrayLike, tau: ArrayLike, p: ArrayLike) -> Array:
+def loss(a: Numbers, m: Numbers, tau: Numbers, p: Numbers) -> Array:
     """The loss of ``a relu(x + g)``, g ~ N(m, tau^2), as an estimate of x.
 
     ``(1 - p) a^2 E relu(g)^2 + p E (u - a relu(u + g))^2``. With the error ``q = relu(u + g) - u`` the second mean is
@@ -85,7 +86,7 @@ def loss(a: ArrayLike, m: ArrayLike, tau: ArrayLike, p: ArrayLike) -> Array:
     return ((1 - p) * a * a * silent + p * ((1 - a) ** 2 / 3 - 2 * a * (1 - a) * uq + a * a * qq))[()]
 
 
-def optimum_at(tau: ArrayLike, p: ArrayLike) -> Optimum:
+def optimum_at(tau: Numbers, p: Numbers) -> Optimum:
     """The best a and m at a given noise.
 
     The loss is a parabola in a; with E uq and E q^2 as in :func:`loss` and R = (1 - p) / p E relu(g)^2,
@@ -118,7 +119,7 @@ def optimum_at(tau: ArrayLike, p: ArrayLike) -> Optimum:
     return Optimum(*shaped)
 
 
-def optimum(r: ArrayLike, p: ArrayLike) -> Optimum:
+def optimum(r: Numbers, p: Numbers) -> Optimum:
     """The best symmetric code of ratio ``r = n_d / n_s``: :func:`optimum_at` the least noise, :func:`noise`.
 
     Raises:
@@ -127,7 +128,7 @@ def optimum(r: ArrayLike, p: ArrayLike) -> Optimum:
     return optimum_at(noise(r, p), np.broadcast_arrays(r, p)[1])
 
 
-def optimal_loss(r: ArrayLike, p: ArrayLike) -> Array:
+def optimal_loss(r: Numbers, p: Numbers) -> Array:
     """L*(r, p): the loss of the best symmetric code, per output; see :func:`optimum`."""
     return optimum(r, p).loss
 
@@ -197,7 +198,7 @@ def _golden(low: Array, high: Array, tau: Array, p: Array) -> tuple[Array, Array
     return middle, _best_in_a(middle, tau, p)[0]
 
 
-def _spread(m: ArrayLike, tau: ArrayLike) -> tuple[Array, Array]:
+def _spread(m: Numbers, tau: Numbers) -> tuple[Array, Array]:
     m, tau = np.asarray(m, dtype=np.float64), np.asarray(tau, dtype=np.float64)
     if not bool((tau > 0).all()) or not bool(np.isfinite(m).all() & np.isfinite(tau).all()):
         raise UndoProbeError(
