@@ -70,12 +70,15 @@ def brute_force(tau: float, p: float) -> float:
 
 
 def sampled(a: float, m: float, tau: float, p: float, samples: int, seed: int) -> tuple[float, float]:
-    """Mean and standard error over samples of feature and noise, drawn in chunks."""
-    source, total, square, done = np.random.default_rng(seed), 0.0, 0.0, 0
-    while done < samples:
-        count = min(500_000, samples - done)
-        x = source.random(count) * (source.random(count) < p)
-        error = (x - a * np.maximum(x + m + tau * source.standard_normal(count), 0)) ** 2
-        total, square, done = total + error.sum(), square + (error**2).sum(), done + count
-    mean = total / samples
-    return mean, math.sqrt((square / samples - mean**2) / samples)
+    """Mean and standard error over samples, half with the feature on and half with it off, weighed by p and 1 - p."""
+    source, parts, mean, variance = np.random.default_rng(seed), 20, 0.0, 0.0
+    count = samples // (2 * parts)
+    for on, weight in ((1.0, p), (0.0, 1 - p)):
+        sums = np.zeros(2)
+        for _ in range(parts):
+            x = on * source.random(count)
+            error = (x - a * np.maximum(x + m + tau * source.standard_normal(count), 0)) ** 2
+            sums += error.sum(), (error**2).sum()
+        first, second = sums / (count * parts)
+        mean, variance = mean + weight * first, variance + weight**2 * (second - first**2) / (count * parts)
+    return mean, math.sqrt(variance)

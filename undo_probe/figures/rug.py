@@ -97,7 +97,7 @@ def rug_loss(table: "pd.DataFrame") -> Figure:
         UndoProbeError: a column is missing, or there are several p.
     """
     known = [name for name in LINES if name in table.columns]
-    if not known or not {"r", "p"} <= set(table.columns) or table["p"].nunique() != 1:
+    if not known or not {"r", "p"} <= set(table.columns) or len(set(table["p"])) != 1:
         raise UndoProbeError(
             f"the table has the columns {', '.join(map(str, table.columns))}: expected r, one p, and losses among "
             f"{', '.join(LINES)}"

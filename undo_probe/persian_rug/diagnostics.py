@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from undo_probe.errors import UndoProbeError
+from undo_probe.persian_rug.autoencoder import Autoencoder
 from undo_probe.persian_rug.limits import excess_moments
 from undo_probe.persian_rug.theory import shares, variance
 from undo_probe.randomness import generator
@@ -24,15 +25,6 @@ FEW, NEAR = 4.0, 0.15
 CLASSES = ("rug", "digon", "private", "dropped", "other")
 PURE = 0.8
 """Share of the features of one class from which on the model is called by it."""
-
-
-@runtime_checkable
-class Weights(Protocol):
-    """What has an encoder, a decoder and a bias, as a trained autoencoder does."""
-
-    W_in: Tensor
-    W_out: Tensor
-    b: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +51,7 @@ class Rows:
     partner: Int[Tensor, " n_s"]
 
 
-def rows_of(model: Weights, p: float) -> Rows:
+def rows_of(model: Autoencoder, p: float) -> Rows:
     """The statistics of every row, in float64; W is made :data:`CHUNK` rows at a time."""
     p = float(shares("p", p))
     encoder, decoder = model.W_in.detach().double(), model.W_out.detach().double()
@@ -142,7 +134,7 @@ class Diagnosis:
     lyapunov: float
 
 
-def diagnose(model: Weights, p: float) -> Diagnosis:
+def diagnose(model: Autoencoder, p: float) -> Diagnosis:
     """The state of a trained or made autoencoder; nothing is drawn.
 
     ``kurtosis`` and ``skew`` are medians over rows, ``lyapunov`` the largest ratio; dropped features count in
@@ -227,7 +219,7 @@ def _distance(samples: Tensor) -> Tensor:
     return torch.maximum((ranks / n - below).amax(1), (below - (ranks - 1) / n).amax(1))
 
 
-def interference(model: Weights, x: Float[Tensor, "sample n_s"], row: int) -> Float[Tensor, " sample"]:
+def interference(model: Autoencoder, x: Float[Tensor, "sample n_s"], row: int) -> Float[Tensor, " sample"]:
     """What all other features add to one pre-activation, in float64: sample it, then test it by :func:`normality`."""
     w = (model.W_out[row] @ model.W_in).detach().double()
     return x.double() @ w - x[:, row].double() * w[row]
