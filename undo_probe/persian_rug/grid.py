@@ -94,10 +94,10 @@ def costs(
     flops = sum(step_flops(config) * config.fit.steps for config in configs)
     rows, width = base.fit.batch_size, 512
     x, w = torch.ones(rows, width), torch.ones(width, width)
-    x @ w
+    torch.mm(x, w)  # the first one of a size is slower
     begun, times = time.perf_counter(), 8
     for _ in range(times):
-        x @ w
+        torch.mm(x, w)
     pace = times * 2.0 * rows * width * width / (time.perf_counter() - begun)
     hours = flops / pace / (workers or default_workers()) / 3600
     return (
