@@ -26,7 +26,7 @@ VERSION = 1
 LEARNT = 0.9
 """A plateau counts from where the loss is this share of the variance: before, nothing has been learnt."""
 
-FLAT, LEFT = 0.2, 0.95
+FLAT, LEFT = 0.3, 0.95
 """A plateau's steepest slope in a doubly logarithmic plot, and below which share of its level it has been left."""
 
 
