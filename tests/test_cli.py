@@ -162,6 +162,20 @@ def test_a_dry_run_says_what_it_would_cost_and_makes_nothing(call: Call, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_the_rug_prints_its_theory_trains_and_draws(call: Call, tmp_path: Path) -> None:
+    said = call("rug", "theory", "--r", "0.25", "--p", "0.045")
+    assert said.code == 0 and "0.004856" in said.out and len(said.out.splitlines()) == 2
+    words = ["rug", "train", "decoder=topk", "fit.steps=4", "held_out=64", "--n-s", "16", "--n-s", "32"]
+    said = call(*words, "--out", tmp_path / "grid", "--workers", "1")
+    assert said.code == 0 and len(said.out.splitlines()) == 3
+    assert "rug: nothing to do" in call(*words, "--out", tmp_path / "grid", "--workers", "1").err
+    assert "trainings" in call(*words, "--out", tmp_path / "other", "--dry-run").out
+    assert not (tmp_path / "other").exists()
+    assert call("rug", "figure", "--carpet", "--n-s", "32", "--out", tmp_path / "rug.json").code == 0
+    assert (tmp_path / "rug.json").stat().st_size > 1000
+    assert_users_mistake(call("rug", "train", "fit.stps=3"), "fit.stps", "the settings are n_s, r, p")
+
+
 def test_pruning_also_takes_what_stages_share_and_can_make_again(call: Call, folder: Path) -> None:
     store = Run(folder).store
     used = store.keys()

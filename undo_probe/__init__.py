@@ -40,9 +40,11 @@ _LAZY = {
     "collapse_gradients": "collapse",
     "compare": "comparison",
     "Comparison": "comparison",
+    "persian_rug": "persian_rug",  # the package itself
 }
 
 if TYPE_CHECKING:
+    from undo_probe import persian_rug as persian_rug
     from undo_probe.activation_store import ActivationStore as ActivationStore
     from undo_probe.attacks.relearn import attack as attack
     from undo_probe.attacks.relearn import relearn as relearn
@@ -78,7 +80,8 @@ __all__ = ["__version__", *_LAZY]  # pyright: ignore[reportUnsupportedDunderAll]
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'undo_probe' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"undo_probe.{_LAZY[name]}"), name)
+    home = importlib.import_module(f"undo_probe.{_LAZY[name]}")
+    value = home if _LAZY[name] == name else getattr(home, name)
     globals()[name] = value
     return value
 

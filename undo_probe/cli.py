@@ -23,6 +23,8 @@ app = typer.Typer(
 INTERRUPTED = 130
 store_app = typer.Typer(help="Keep house in a stage store.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
+rug_app = typer.Typer(help="The Persian Rug: an autoencoder whose loss is known.", no_args_is_help=True)
+app.add_typer(rug_app, name="rug")
 
 Folder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
 Workers = Annotated[
@@ -318,6 +320,64 @@ def store_prune(
         typer.echo(f"{'deleted' if yes else 'would delete'} what stages share  {size:.2f} MB")
         if yes:
             opened.store.forget_shared()
+
+
+Ratios = Annotated[list[float] | None, typer.Option("--r", help="Dimensions over features; several times.")]
+Rates = Annotated[list[float] | None, typer.Option("--p", help="How often a feature is on; several times.")]
+
+
+@rug_app.command("theory")
+def rug_theory(r: Ratios = None, p: Rates = None) -> None:
+    """Print the best loss, its parameters, and what it is measured against."""
+    from undo_probe.persian_rug.pictures import theory_table
+
+    for rate in p or [0.045]:
+        table = theory_table(r or [0.1, 0.25, 0.5, 0.75], rate)
+        typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+
+
+@rug_app.command("train")
+def rug_train(
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="decoder=topk start=tied fit.steps=3000", show_default=False)
+    ] = None,
+    n_s: Annotated[list[int] | None, typer.Option("--n-s", help="Features; several times.")] = None,
+    r: Ratios = None,
+    p: Rates = None,
+    seed: Annotated[list[int] | None, typer.Option("--seed", help="Several times.")] = None,
+    out: Annotated[Path, typer.Option(help="The grid's folder.")] = Path("runs/rug"),
+    workers: Workers = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost here.")] = False,
+) -> None:
+    """Train autoencoders of every combination; again to resume."""
+    from undo_probe.persian_rug import grid as grids
+    from undo_probe.persian_rug.training import rug_config, settings_from
+
+    base = rug_config(**settings_from(settings or ()))
+    axes = {"n_s": n_s or (), "r": r or (), "p": p or (), "seeds": seed or ()}
+    if dry_run:
+        typer.echo(grids.costs(base, workers=workers, **axes))
+        return
+    with _phase("rug") as phase:
+        grid = grids.train_grid(base, out, workers=workers, device=device, progress=phase.event, **axes)
+    typer.echo(grid.table().to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    grid.check()
+
+
+@rug_app.command("figure")
+def rug_figure(
+    out: Annotated[Path, typer.Option(help="Where the page goes: .html or .json.")] = Path("rug.html"),
+    carpet: Annotated[bool, typer.Option("--carpet", help="The matrix, not the loss.")] = False,
+    p: Annotated[float, typer.Option("--p", help="How often a feature is on.")] = 0.045,
+    n_s: Annotated[int, typer.Option("--n-s", help="Features of the carpet.")] = 64,
+    r: Annotated[float, typer.Option("--r", help="Dimensions over features of the carpet.")] = 0.25,
+) -> None:
+    """Draw the loss against r, or the rug itself."""
+    from undo_probe.persian_rug.pictures import carpet_figure, loss_figure
+
+    figure = carpet_figure(n_s, r) if carpet else loss_figure(p)
+    typer.echo(figure.save(out))
 
 
 def _open_store(folder: Path) -> Any:

@@ -5,9 +5,10 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ from undo_probe.records import Ledger
 Loss = Callable[[torch.nn.Module, int], Tensor]
 Row = dict[str, Any]
 Progress = Callable[..., None]
-Adapt = Callable[[HookedTransformer], AbstractContextManager[None]]
+Model = TypeVar("Model", bound=torch.nn.Module)
+Adapt = Callable[[Any], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,16 @@ class Watch:
     the first update); ``stop(rows)`` says, from the rows of one step, whether training is over.
     """
 
-    measure: Callable[[HookedTransformer, int], list[Row]] | None = None
+    measure: Callable[[Any, int], list[Row]] | None = None
     at: Callable[[int], bool] = lambda step: True
     stop: Callable[[list[Row]], bool] | None = None
 
 
 @dataclass
-class Fit:
+class Fit(Generic[Model]):
     """A finished training run: the trained copy, its history, what it cost, why it stopped."""
 
-    model: HookedTransformer
+    model: Model
     rows: list[Row] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     stopped: str = ""
@@ -127,7 +129,7 @@ def learning_rate(settings: FitConfig, step: int) -> float:
 
 
 def fit(
-    model: HookedTransformer,
+    model: Model,
     settings: FitConfig,
     loss: Loss,
     context: Context,
@@ -136,7 +138,7 @@ def fit(
     cost: Cost | None = None,
     trainable: Callable[[str], bool] | None = None,
     adapt: Adapt | None = None,
-) -> Fit:
+) -> Fit[Model]:
     """Trains a copy of ``model`` with AdamW; the argument is untouched.
 
     Killed and called again with the same arguments and ``context.folder``, it continues from its last saved
@@ -147,7 +149,7 @@ def fit(
     The ledger counts whole batches, and the seconds of the process it is read in.
 
     Args:
-        model: where training starts.
+        model: where training starts; a HookedTransformer, or any module without tied parameters.
         settings: steps, batch, schedule.
         loss: ``loss(model, micro_step)``, a scalar; with ``accumulate`` a step takes several micro-steps.
         context: seed, device, precision, threads, resume folder, progress.
@@ -159,7 +161,7 @@ def fit(
     """
     watch = watch or Watch()
     ranks.join(context.device)
-    student = to_device(clone(model), context.device)
+    student = _copy(model, context.device)
     frozen = {name: p.requires_grad for name, p in student.named_parameters()}
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(frozen[name] and (trainable is None or trainable(name)))
@@ -171,6 +173,12 @@ def fit(
         parameter.requires_grad_(frozen[name])
         parameter.grad = None
     return result
+
+
+def _copy(model: Any, device: str) -> Any:
+    if isinstance(model, HookedTransformer):
+        return to_device(clone(model), device)
+    return deepcopy(model).to(device)
 
 
 @contextmanager
@@ -199,7 +207,7 @@ class _Loop:
 
     def __init__(
         self,
-        model: HookedTransformer,
+        model: torch.nn.Module,
         settings: FitConfig,
         loss: Loss,
         context: Context,
@@ -223,7 +231,7 @@ class _Loop:
         self.step = 0
         self.ledger = Ledger()
 
-    def train(self) -> Fit:
+    def train(self) -> Fit[Any]:
         self._restore()
         clock, cpu, saved = time.monotonic(), time.process_time(), time.monotonic()
         before = self.ledger

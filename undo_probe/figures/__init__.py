@@ -8,6 +8,7 @@ from undo_probe.figures.lengths import lengths
 from undo_probe.figures.probes import probes
 from undo_probe.figures.recoveries import recoveries
 from undo_probe.figures.relearning import attacks, relearning
+from undo_probe.figures.rug import carpet, rug_loss
 from undo_probe.figures.stream import stream
 from undo_probe.figures.subspaces import selectivity, subspaces, update_energy
 from undo_probe.figures.swept import swept
@@ -21,6 +22,7 @@ __all__ = [
     "Figure",
     "attacks",
     "attribution",
+    "carpet",
     "depth_by_block",
     "drift_layers",
     "drift_positions",
@@ -31,6 +33,7 @@ __all__ = [
     "recoveries",
     "relearning",
     "selectivity",
+    "rug_loss",
     "stream",
     "subspaces",
     "swept",
