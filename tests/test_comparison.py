@@ -4,6 +4,7 @@ import inspect
 import json
 from pathlib import Path
 
+import atlas
 import basis
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from tests.report.test_html import FETCHING, HOSTILE, Tags
 from undo_probe.cli import main
 from undo_probe.comparison import Comparison
 from undo_probe.comparison.parts import PARTS
-from undo_probe.comparison.prompts import GivenPrompts
+from undo_probe.comparison.prompts import GivenPrompts, neutral_rows
 from undo_probe.comparison.sides import answer_places, ask
 from undo_probe.config import FitConfig, ModelConfig
 from undo_probe.errors import UndoProbeError
@@ -26,6 +27,7 @@ from undo_probe.models import HookedTransformer, build, clone
 from undo_probe.report.compare_page import render
 from undo_probe.report.compare_words import words_of
 from undo_probe.store import Run
+from undo_probe.tasks.facts import FactsTask
 from undo_probe.tasks.protocol import TokenSet
 from undo_probe.training import Context, fit, step_cost
 
@@ -196,6 +198,33 @@ def test_long_answers_are_read_at_spread_places_and_short_ones_filled_up() -> No
     places, counts = answer_places(TokenSet("rows", torch.zeros(2, 21, dtype=torch.long), mask, 19, labels))
     assert places.shape == (2, 8) and places[0, 0] == 0 and places[0, -1] == 19
     assert places[1, :2].tolist() == [2, 3] and counts.sum(1).tolist() == [8, 2]
+
+
+def test_neutral_text_is_a_file_or_a_folder_read_with_the_tasks_own_tokenizer(tmp_path: Path) -> None:
+    task = FactsTask(atlas.config(atlas.write(tmp_path / "atlas")), 0)
+    text = "\n\n".join([f"{number} winds blow over a mild and quiet north. " * 6 for number in range(40)])
+    (tmp_path / "short.txt").write_text(f"Weather\n\n{text}")
+    rows = neutral_rows(tmp_path / "short.txt", task.d_vocab, 24, task.reader, most=10)
+    assert rows.tokens.shape == (10, 24) and len(set(rows.families)) == 10
+    assert (rows.tokens[:, 0] == task.reader.start[0]).all() and rows.answer_mask[:, 1:].all()
+    said = [task.decode(row) for row in rows.tokens]
+    assert all("winds blow over" in each for each in said)  # a heading is too short for a row
+    first = [int(each.split()[0].removeprefix("<|begin|>")) for each in said]
+    assert first == sorted(first) and first[0] < 4 and first[-1] > 34  # evenly spread
+    model = build(ModelConfig(n_layers=2, d_model=16, n_heads=2, d_mlp=16), task.d_vocab, 24, 0)
+    made = up.compare(model, model, task, neutral=tmp_path / "atlas", max_rows=12, also=())
+    assert made.facts["rows"]["neutral"] == 12 and "neutral" in set(made.table("kl")["split"])
+
+    where = str(tmp_path / "nowhere")
+    with pytest.raises(UndoProbeError, match=f"there is no text at '{where}': give neutral= a text file"):
+        up.compare(model, model, task, neutral=where)
+    with pytest.raises(UndoProbeError, match="no paragraph of .* has 8 tokens: give longer text"):
+        (tmp_path / "heading.txt").write_text("Hm")
+        neutral_rows(tmp_path / "heading.txt", task.d_vocab, 24, task.reader)
+    with pytest.raises(UndoProbeError, match="neither the task nor the models bring one: give tokenizer="):
+        up.compare(tiny.model(), tiny.model(), tiny.small_task(), neutral=tmp_path / "short.txt")
+    with pytest.raises(UndoProbeError, match="a row has 30 tokens and the models read 24 at most"):
+        up.compare(model, model, task, neutral=[[1] * 30])
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ def audit(
     oracle: str | Path = "",
     attack: bool = False,
     also: Sequence[str] = (),
+    neutral: str | Path | None = None,
     workers: int | None = None,
     progress: OnEvent | None = None,
 ) -> Run:
@@ -52,6 +53,7 @@ def audit(
             original, without it survival is null.
         attack: relearn every model (the only training that an audit does).
         also: measures beside the usual ones, as of ``score.also``.
+        neutral: a file or folder of text that is neither forget nor retain, for the comparisons.
         workers: processes, one a core by default.
         progress: called as ``progress(name, step, total, numbers)``.
 
@@ -70,7 +72,8 @@ def audit(
             continue  # minutes for a large model; its checkpoints are those of the configuration
         gold = run.model("oracle_matched") if oracle else None
         names = (run.arm("original").label, arm.label)
-        compare(run.model("original"), run.load(arm), run.task, gold=gold, names=names).write(page)
+        original_model, model = run.model("original"), run.load(arm)
+        compare(original_model, model, run.task, gold=gold, neutral=neutral, names=names).write(page)
     return run
 
 
