@@ -23,7 +23,7 @@ from undo_probe.config import FitConfig, ModelConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import answer_log_probability
 from undo_probe.losses import next_token
-from undo_probe.models import HookedTransformer, build, clone
+from undo_probe.models import HookedTransformer, build, clone, weights
 from undo_probe.report.compare_page import render
 from undo_probe.report.compare_words import words_of
 from undo_probe.store import Run
@@ -212,7 +212,10 @@ def test_neutral_text_is_a_file_or_a_folder_read_with_the_tasks_own_tokenizer(tm
     first = [int(each.split()[0].removeprefix("<|begin|>")) for each in said]
     assert first == sorted(first) and first[0] < 4 and first[-1] > 34  # evenly spread
     model = build(ModelConfig(n_layers=2, d_model=16, n_heads=2, d_mlp=16), task.d_vocab, 24, 0)
-    made = up.compare(model, model, task, neutral=tmp_path / "atlas", max_rows=12, also=())
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "long.md").write_text(text)
+    made = up.compare(model, model, task, neutral=tmp_path / "texts", max_rows=12, also=("attribution",))
+    assert "attribution" in set(made.table()["measure"])  # of answers of several tokens, by their first
     assert made.facts["rows"]["neutral"] == 12 and "neutral" in set(made.table("kl")["split"])
 
     where = str(tmp_path / "nowhere")
@@ -225,6 +228,27 @@ def test_neutral_text_is_a_file_or_a_folder_read_with_the_tasks_own_tokenizer(tm
         up.compare(tiny.model(), tiny.model(), tiny.small_task(), neutral=tmp_path / "short.txt")
     with pytest.raises(UndoProbeError, match="a row has 30 tokens and the models read 24 at most"):
         up.compare(model, model, task, neutral=[[1] * 30])
+
+
+def test_how_far_the_weights_moved_is_told_tensor_by_tensor() -> None:
+    model, task = tiny.model(), tiny.small_task()
+    moved = clone(model)
+    with torch.no_grad():
+        moved.W_in[1].mul_(1.5)
+    made = up.compare(model, moved, task, twin=model, max_rows=ROWS, also=("weights",))
+    table = made.table("weight_distance").set_index("reading")
+    assert table["value"]["blocks.1.mlp.W_in"] == pytest.approx(0.5)
+    assert table["value"].drop(["blocks.1.mlp.W_in", "all weights"]).abs().max() == 0
+    sizes = [weight.double().square().sum() for weight in weights(model).values()]
+    share = float((model.W_in[1].double().square().sum() / sum(sizes)) ** 0.5)
+    assert table["value"]["all weights"] == pytest.approx(share / 2)
+    said = dict(made.words.paragraphs)["How far the weights moved"]
+    assert "the tensor that moved farthest is blocks.1.mlp.W_in, by 0.5." in said and "the twin’s 0;" in said
+    drawn = made.figure("weights").table.set_index("layer")
+    assert drawn.loc["1", "in"] == "0.50" and drawn.loc["0", "in"] == "0.00"
+    wider = up.compare(model, tiny.model(d_model=8), task, max_rows=ROWS, also=("weights",))
+    assert "weight_distance" not in set(wider.table()["measure"])
+    assert "no weights are compared: the models have different tensors" in wider.facts["notes"]
 
 
 @pytest.mark.slow
@@ -262,7 +286,7 @@ def test_the_page_is_one_safe_file_with_every_figure(same: Comparison) -> None:
     left_out = sum(
         "Not shown: nothing" in text for text in page.words
     )  # of the parts that were not asked for
-    assert left_out == 3 and page.count("figure") == len(same.figures) - left_out
+    assert left_out == 4 and page.count("figure") == len(same.figures) - left_out
     assert not [
         (tag, name) for tag, given in page.tags for name in given if name in FETCHING and tag not in ("a",)
     ]
@@ -362,3 +386,6 @@ def test_arms_of_a_run_are_compared_from_the_command_line(
     assert made.words.headline in page.read_text()
     assert "2 undo-probe: the run has no arm 'originl'" in call(f"{at}originl", f"{at}MaxEnt")
     assert "is a run of several models: name one" in call(str(attacked.folder), f"{at}MaxEnt")
+    (tmp_path / "text.txt").write_text("It rains in the north.")
+    without = call(f"{at}original", f"{at}MaxEnt", "--neutral", str(tmp_path / "text.txt"))
+    assert "2 undo-probe: neutral text needs a tokenizer" in without

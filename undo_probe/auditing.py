@@ -6,6 +6,7 @@ An audit is a run whose models are all loaded, so its folder, tables and page ar
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from undo_probe.attacks.relearn import attack as run_attack
 from undo_probe.comparison import compare
@@ -35,7 +36,7 @@ def audit(
     oracle: str | Path = "",
     attack: bool = False,
     also: Sequence[str] = (),
-    neutral: str | Path | None = None,
+    neutral: Any = None,
     workers: int | None = None,
     progress: OnEvent | None = None,
 ) -> Run:
@@ -53,7 +54,7 @@ def audit(
             original, without it survival is null.
         attack: relearn every model (the only training that an audit does).
         also: measures beside the usual ones, as of ``score.also``.
-        neutral: a file or folder of text that is neither forget nor retain, for the comparisons.
+        neutral: text that is neither forget nor retain, for the comparisons: as of :func:`undo_probe.compare`.
         workers: processes, one a core by default.
         progress: called as ``progress(name, step, total, numbers)``.
 

@@ -63,7 +63,7 @@ def compare(
         seed: of the choice of rows and halves.
         max_rows: rows of a split, at most.
         also: parts beside behaviour and geometry, all by default: ``lens``, ``tuned``, ``stitches``,
-            ``probes``, ``depth``, ``attribution``.
+            ``probes``, ``depth``, ``attribution``, ``weights``.
 
     Returns:
         A :class:`Comparison`. Of models of different width only what needs no common basis; of different depth,
