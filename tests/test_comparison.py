@@ -211,13 +211,8 @@ def test_neutral_text_is_a_file_or_a_folder_read_with_the_tasks_own_tokenizer(tm
     assert all("winds blow over" in each for each in said)  # a heading is too short for a row
     first = [int(each.split()[0].removeprefix("<|begin|>")) for each in said]
     assert first == sorted(first) and first[0] < 4 and first[-1] > 34  # evenly spread
-    model = build(ModelConfig(n_layers=2, d_model=16, n_heads=2, d_mlp=16), task.d_vocab, 24, 0)
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "long.md").write_text(text)
-    made = up.compare(model, model, task, neutral=tmp_path / "texts", max_rows=12, also=("attribution",))
-    assert "attribution" in set(made.table()["measure"])  # of answers of several tokens, by their first
-    assert made.facts["rows"]["neutral"] == 12 and "neutral" in set(made.table("kl")["split"])
 
+    model = build(ModelConfig(n_layers=2, d_model=16, n_heads=2, d_mlp=16), task.d_vocab, 24, 0)
     where = str(tmp_path / "nowhere")
     with pytest.raises(UndoProbeError, match=f"there is no text at '{where}': give neutral= a text file"):
         up.compare(model, model, task, neutral=where)
@@ -230,11 +225,25 @@ def test_neutral_text_is_a_file_or_a_folder_read_with_the_tasks_own_tokenizer(tm
         up.compare(model, model, task, neutral=[[1] * 30])
 
 
+@pytest.mark.slow
+def test_facts_and_a_folder_of_text_are_compared_together(tmp_path: Path) -> None:
+    task = FactsTask(atlas.config(atlas.write(tmp_path / "atlas")), 0)
+    model = build(ModelConfig(n_layers=2, d_model=16, n_heads=2, d_mlp=16), task.d_vocab, 24, 0)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "long.md").write_text(
+        "\n\n".join(f"{at} winds blow over the north." * 6 for at in range(20))
+    )
+    made = up.compare(model, model, task, neutral=tmp_path / "texts", max_rows=12, also=("attribution",))
+    assert "attribution" in set(made.table()["measure"])  # of answers of several tokens, by their first
+    assert made.facts["rows"]["neutral"] == 12 and "neutral" in set(made.table("kl")["split"])
+
+
+@pytest.mark.slow
 def test_how_far_the_weights_moved_is_told_tensor_by_tensor() -> None:
     model, task = tiny.model(), tiny.small_task()
     moved = clone(model)
     with torch.no_grad():
-        moved.W_in[1].mul_(1.5)
+        moved.blocks[1].mlp.W_in.mul_(1.5)
     made = up.compare(model, moved, task, twin=model, max_rows=ROWS, also=("weights",))
     table = made.table("weight_distance").set_index("reading")
     assert table["value"]["blocks.1.mlp.W_in"] == pytest.approx(0.5)
