@@ -3,8 +3,9 @@
     python benchmarks/compare.py --out FOLDER
 
 One copy is made to lose a relation (NPO), the other only trained on what is kept, for as many steps; the second then
-stands as the twin of the first. Times are processor seconds of all threads, so that a busy machine does not count: on an
-idle one with two cores the clock shows at least half of them. What several parts share is counted where it is first needed.
+stands as the twin of the first. Times are processor seconds of all threads, so that a busy machine does not count: on
+an idle one with two cores the clock shows at least half of them. What several parts share is counted where it is first
+needed.
 """
 
 import argparse
