@@ -74,15 +74,14 @@ def compare(
     """
     _check_parts(also)
     started = time.perf_counter()
-    first, second = subjects = open_subject(a, "A"), open_subject(b, "B")
+    first, second = open_subject(a, "A"), open_subject(b, "B")
     rows = open_task(task, first, second, tokenizer)
     beyond = None if neutral is None else open_neutral(neutral, rows, first, second, tokenizer, max_rows)
     asked = ask(rows, max_rows, seed, beyond)
-    sides = [
-        Side(each.model, name, asked) for each, name in zip(subjects, names or _apart(*subjects), strict=True)
-    ]
+    called = names or _apart(first, second)
+    side, other = Side(first.model, called[0], asked), Side(second.model, called[1], asked)
     golden = None if gold is None else open_subject(gold, "gold").model
-    pair = Pair(*sides, rows, seed, golden, floors=second_seed is None)
+    pair = Pair(side, other, rows, seed, golden, floors=second_seed is None)
     found = _measured(pair, also)
     pictures = joint_points(pair), token_rows(pair)
     others = {name: place for name, place in (("twin", twin), ("floor", second_seed)) if place is not None}
