@@ -90,7 +90,7 @@ def model_folder(task: FactsTask, folder: Path, steps: int = 0) -> Path:
     ]
     lines = [[*one.prompt, *one.options[one.answer]] for one in asked]
     longest = max(map(len, lines))
-    tokens = torch.tensor([[*line, *[task._reader.pad] * (longest - len(line))] for line in lines])
+    tokens = torch.tensor([[*line, *[task.reader.pad] * (longest - len(line))] for line in lines])
     mask = torch.zeros(tokens.shape, dtype=torch.bool)
     for row, (one, line) in enumerate(zip(asked, lines, strict=True)):
         mask[row, len(one.prompt) : len(line)] = True

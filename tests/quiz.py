@@ -76,10 +76,8 @@ def save_tokenizer(task: ChoiceTask | FactsTask, folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     mark = "<|begin|>"
-    backend = task._reader.tokenizer
-    backend.post_processor = TemplateProcessing(
-        single=f"{mark} $A", special_tokens=[(mark, task._reader.pad)]
-    )
+    backend = task.reader.tokenizer
+    backend.post_processor = TemplateProcessing(single=f"{mark} $A", special_tokens=[(mark, task.reader.pad)])
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=mark, pad_token=mark).save_pretrained(folder)
 
 

@@ -76,8 +76,16 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     save_model(hidden, folder / "after")
     save_model(build(tiny.SHAPE, task.d_vocab, task.n_ctx, seed=5), folder / "never")
     given = {"hidden": folder / "after", "same": folder / "before"}
+    neutral = [[at, 8 - at, 4, at] for at in range(9)]
     run = up.audit(
-        folder / "before", given, config, folder / "run", oracle=folder / "never", also=["depth"], workers=1
+        folder / "before",
+        given,
+        config,
+        folder / "run",
+        oracle=folder / "never",
+        also=["depth"],
+        neutral=neutral,
+        workers=1,
     )
     return folder, run
 
@@ -99,7 +107,8 @@ def test_an_audit_measures_what_it_was_given(audited: tuple[Path, Any]) -> None:
     assert depth.value.abs().max() < 1e-6  # nothing is gone from a model compared with itself
     assert not (run.folder / "curves.parquet").exists()  # nobody asked for an attack
     for name in ("hidden", "same"):
-        assert "Original" in (folder / "run" / f"compare-{name}.html").read_text()
+        page = (folder / "run" / f"compare-{name}.html").read_text()
+        assert "Original" in page and "9 neutral rows" in page
     assert {entry.ledger.steps for entry in map(run.store.entry, run.keys.values())} == {0}
 
 

@@ -4,6 +4,7 @@ import inspect
 import json
 from pathlib import Path
 
+import atlas
 import basis
 import numpy as np
 import pandas as pd
@@ -16,16 +17,17 @@ from tests.report.test_html import FETCHING, HOSTILE, Tags
 from undo_probe.cli import main
 from undo_probe.comparison import Comparison
 from undo_probe.comparison.parts import PARTS
-from undo_probe.comparison.prompts import GivenPrompts
+from undo_probe.comparison.prompts import GivenPrompts, neutral_rows
 from undo_probe.comparison.sides import answer_places, ask
 from undo_probe.config import FitConfig, ModelConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import answer_log_probability
 from undo_probe.losses import next_token
-from undo_probe.models import HookedTransformer, build, clone
+from undo_probe.models import HookedTransformer, build, clone, weights
 from undo_probe.report.compare_page import render
 from undo_probe.report.compare_words import words_of
 from undo_probe.store import Run
+from undo_probe.tasks.facts import FactsTask
 from undo_probe.tasks.protocol import TokenSet
 from undo_probe.training import Context, fit, step_cost
 
@@ -198,6 +200,67 @@ def test_long_answers_are_read_at_spread_places_and_short_ones_filled_up() -> No
     assert places[1, :2].tolist() == [2, 3] and counts.sum(1).tolist() == [8, 2]
 
 
+def test_neutral_text_is_a_file_or_a_folder_read_with_the_tasks_own_tokenizer(tmp_path: Path) -> None:
+    task = FactsTask(atlas.config(atlas.write(tmp_path / "atlas")), 0)
+    text = "\n\n".join([f"{number} winds blow over a mild and quiet north. " * 6 for number in range(40)])
+    (tmp_path / "short.txt").write_text(f"Weather\n\n{text}")
+    rows = neutral_rows(tmp_path / "short.txt", task.d_vocab, 24, task.reader, most=10)
+    assert rows.tokens.shape == (10, 24) and len(set(rows.families)) == 10
+    assert (rows.tokens[:, 0] == task.reader.start[0]).all() and rows.answer_mask[:, 1:].all()
+    said = [task.decode(row) for row in rows.tokens]
+    assert all("winds blow over" in each for each in said)  # a heading is too short for a row
+    first = [int(each.split()[0].removeprefix("<|begin|>")) for each in said]
+    assert first == sorted(first) and first[0] < 4 and first[-1] > 34  # evenly spread
+
+    model = build(ModelConfig(n_layers=2, d_model=16, n_heads=2, d_mlp=16), task.d_vocab, 24, 0)
+    where = str(tmp_path / "nowhere")
+    with pytest.raises(UndoProbeError, match=f"there is no text at '{where}': give neutral= a text file"):
+        up.compare(model, model, task, neutral=where)
+    with pytest.raises(UndoProbeError, match="no paragraph of .* has 8 tokens: give longer text"):
+        (tmp_path / "heading.txt").write_text("Hm")
+        neutral_rows(tmp_path / "heading.txt", task.d_vocab, 24, task.reader)
+    with pytest.raises(UndoProbeError, match="neither the task nor the models bring one: give tokenizer="):
+        up.compare(tiny.model(), tiny.model(), tiny.small_task(), neutral=tmp_path / "short.txt")
+    with pytest.raises(UndoProbeError, match="a row has 30 tokens and the models read 24 at most"):
+        up.compare(model, model, task, neutral=[[1] * 30])
+
+
+@pytest.mark.slow
+def test_facts_and_a_folder_of_text_are_compared_together(tmp_path: Path) -> None:
+    task = FactsTask(atlas.config(atlas.write(tmp_path / "atlas")), 0)
+    model = build(ModelConfig(n_layers=2, d_model=16, n_heads=2, d_mlp=16), task.d_vocab, 24, 0)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "long.md").write_text(
+        "\n\n".join(f"{at} winds blow over the north." * 6 for at in range(20))
+    )
+    made = up.compare(model, model, task, neutral=tmp_path / "texts", max_rows=12, also=("attribution",))
+    assert "attribution" in set(made.table()["measure"])  # of answers of several tokens, by their first
+    assert made.facts["rows"]["neutral"] == 12 and "neutral" in set(made.table("kl")["split"])
+
+
+@pytest.mark.slow
+def test_how_far_the_weights_moved_is_told_tensor_by_tensor() -> None:
+    model, task = tiny.model(), tiny.small_task()
+    moved = clone(model)
+    with torch.no_grad():
+        moved.blocks[1].mlp.W_in.mul_(1.5)
+    made = up.compare(model, moved, task, twin=model, max_rows=ROWS, also=("weights",))
+    lines = made.table("weight_distance")
+    found = dict(zip(lines["reading"], lines["value"].tolist(), strict=True))
+    everything = float(sum(weight.detach().double().square().sum() for weight in weights(model).values()))
+    share = float(model.blocks[1].mlp.W_in.detach().double().norm()) / everything**0.5
+    assert found.pop("all weights") == pytest.approx(share / 2)
+    assert found.pop("blocks.1.mlp.W_in") == pytest.approx(0.5)
+    assert found and set(found.values()) == {0.0}
+    said = dict(made.words.paragraphs)["How far the weights moved"]
+    assert "the tensor that moved farthest is blocks.1.mlp.W_in, by 0.5." in said and "the twin’s 0;" in said
+    drawn = made.figure("weights").table
+    assert dict(zip(drawn["layer"], drawn["in"], strict=True)) == {"0": "0.00", "1": "0.50"}
+    wider = up.compare(model, tiny.model(d_model=8), task, max_rows=ROWS, also=("weights",))
+    assert "weight_distance" not in set(wider.table()["measure"])
+    assert "no weights are compared: the models have different tensors" in wider.facts["notes"]
+
+
 @pytest.mark.slow
 def test_prompts_of_tokens_are_compared_whole() -> None:
     draw = torch.Generator().manual_seed(0)
@@ -233,7 +296,7 @@ def test_the_page_is_one_safe_file_with_every_figure(same: Comparison) -> None:
     left_out = sum(
         "Not shown: nothing" in text for text in page.words
     )  # of the parts that were not asked for
-    assert left_out == 3 and page.count("figure") == len(same.figures) - left_out
+    assert left_out == 4 and page.count("figure") == len(same.figures) - left_out
     assert not [
         (tag, name) for tag, given in page.tags for name in given if name in FETCHING and tag not in ("a",)
     ]
@@ -333,3 +396,6 @@ def test_arms_of_a_run_are_compared_from_the_command_line(
     assert made.words.headline in page.read_text()
     assert "2 undo-probe: the run has no arm 'originl'" in call(f"{at}originl", f"{at}MaxEnt")
     assert "is a run of several models: name one" in call(str(attacked.folder), f"{at}MaxEnt")
+    (tmp_path / "text.txt").write_text("It rains in the north.")
+    without = call(f"{at}original", f"{at}MaxEnt", "--neutral", str(tmp_path / "text.txt"))
+    assert "2 undo-probe: neutral text needs a tokenizer" in without

@@ -7,6 +7,8 @@ import statistics
 import subprocess
 import sys
 import time
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,17 @@ def test_only_the_training_loop_steps_an_optimiser() -> None:
     root = Path(undo_probe.__file__).parent
     stepping = [path for path in root.rglob("*.py") if re.search(r"optim\w*\.step\(", path.read_text())]
     assert [path.relative_to(root).as_posix() for path in stepping] == ["training.py"]
+
+
+def test_what_the_package_reads_beside_its_code_goes_into_a_wheel() -> None:
+    """hatchling takes the whole package, but neither what a setting leaves out nor what git ignores."""
+    root = Path(__file__).parents[1]
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    assert settings == {"targets": {"wheel": {"packages": ["undo_probe"]}}}
+    package = root / "undo_probe"
+    read = [*package.glob("tasks/tables/*.csv"), *package.glob("report/templates/*"), package / "py.typed"]
+    assert {".csv", ".html", ".css", ".js"} <= {path.suffix for path in read}
+    lines = (root / ".gitignore").read_text().splitlines()
+    ignored = [line.strip("/") for line in lines if line and line[0] not in "#!"]
+    assert not [path for path in read for part in path.parts if any(fnmatch(part, each) for each in ignored)]
+    assert any(fnmatch("build", each) for each in ignored)  # the check can fail

@@ -6,6 +6,7 @@ An audit is a run whose models are all loaded, so its folder, tables and page ar
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from undo_probe.attacks.relearn import attack as run_attack
 from undo_probe.comparison import compare
@@ -35,6 +36,7 @@ def audit(
     oracle: str | Path = "",
     attack: bool = False,
     also: Sequence[str] = (),
+    neutral: Any = None,
     workers: int | None = None,
     progress: OnEvent | None = None,
 ) -> Run:
@@ -52,6 +54,7 @@ def audit(
             original, without it survival is null.
         attack: relearn every model (the only training that an audit does).
         also: measures beside the usual ones, as of ``score.also``.
+        neutral: text that is neither forget nor retain, for the comparisons: as of :func:`undo_probe.compare`.
         workers: processes, one a core by default.
         progress: called as ``progress(name, step, total, numbers)``.
 
@@ -70,7 +73,8 @@ def audit(
             continue  # minutes for a large model; its checkpoints are those of the configuration
         gold = run.model("oracle_matched") if oracle else None
         names = (run.arm("original").label, arm.label)
-        compare(run.model("original"), run.load(arm), run.task, gold=gold, names=names).write(page)
+        original_model, model = run.model("original"), run.load(arm)
+        compare(original_model, model, run.task, gold=gold, neutral=neutral, names=names).write(page)
     return run
 
 

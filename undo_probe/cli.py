@@ -31,6 +31,11 @@ Workers = Annotated[
     int | None, typer.Option(help="Processes; one a core by default. Results do not depend on it.")
 ]
 
+Neutral = Annotated[
+    Path | None,
+    typer.Option(help="A file or folder of text that is neither forget nor retain, compared on as well."),
+]
+
 
 @app.command()
 def run(
@@ -152,7 +157,10 @@ def compare(
     twin: Annotated[str | None, typer.Option(help="A model that lost nothing but its basis.")] = None,
     second: Annotated[str | None, typer.Option(help="A from another seed: the noise floor.")] = None,
     gold: Annotated[str | None, typer.Option(help="A model that never knew, for the depth score.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="For prompts, if no model brings one.")] = None,
+    neutral: Neutral = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="For prompts and text, if neither task nor model brings one.")
+    ] = None,
     rows: Annotated[int, typer.Option(min=8, help="Rows of a split, at most.")] = 256,
     save: Annotated[Path | None, typer.Option(help="A folder for the table as well.")] = None,
 ) -> None:
@@ -160,7 +168,15 @@ def compare(
     from undo_probe.comparison import compare as run_compare
 
     made = run_compare(
-        a, b, task, twin=twin, second_seed=second, gold=gold, tokenizer=tokenizer, max_rows=rows
+        a,
+        b,
+        task,
+        twin=twin,
+        second_seed=second,
+        gold=gold,
+        neutral=neutral,
+        tokenizer=tokenizer,
+        max_rows=rows,
     )
     if save is not None:
         made.save(save)
@@ -236,6 +252,7 @@ def audit(
         bool, typer.Option("--attack", help="Relearn every model: trains copies.")
     ] = False,
     also: Annotated[list[str] | None, typer.Option(help="A measure beside the usual ones.")] = None,
+    neutral: Neutral = None,
     workers: Workers = None,
 ) -> None:
     """Measure finished models: nothing is trained unless --attack is given."""
@@ -253,6 +270,7 @@ def audit(
             oracle=oracle,
             attack=with_attack,
             also=wanted,
+            neutral=neutral,
             workers=workers,
             progress=phase.event,
         )

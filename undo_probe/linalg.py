@@ -274,6 +274,10 @@ def procrustes_distance(x: Float[Tensor, "row d_x"], y: Float[Tensor, "_ d_y"]) 
     0 exactly when one is a rotation, shift and scaling of the other; symmetric.
     """
     x, y = _centred_pair(x, y)
+    if len(x) < min(
+        x.shape[1], y.shape[1]
+    ):  # in a basis of what the rows span, which the best rotation undoes
+        x, y = (torch.linalg.qr(side.T, mode="r")[1].T for side in (x, y))
     overlap = torch.linalg.svdvals((x / x.norm()).T @ (y / y.norm())).sum()
     return float((2 - 2 * overlap).clamp(0, 2))
 

@@ -112,6 +112,8 @@ def test_options_are_the_rivals_where_there_are_some() -> None:
     options = torch.cat([right[:, None], rivals, torch.full((len(asked), 1), -1)], dim=1)
     found = attribute(model, replace(asked, options=options)).lead
     torch.testing.assert_close(found, lead(model, asked, rivals), atol=1e-5, rtol=1e-5)
+    longer = torch.stack([options, options.roll(1, 0)], dim=2)  # of several tokens the first are compared
+    torch.testing.assert_close(attribute(model, replace(asked, options=longer)).lead, found)
     assert not torch.allclose(found, attribute(model, asked).lead, atol=1e-2)
 
 

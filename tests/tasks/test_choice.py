@@ -68,7 +68,7 @@ def test_only_the_letter_is_asked_and_filling_comes_after_it(task: ChoiceTask) -
         right = torch.tensor(rows.labels["answer"].to_numpy())
         assert torch.equal(rows.options.gather(1, right[:, None])[:, 0], letters)
         after = torch.arange(task.n_ctx) > read[:, None] + 1
-        assert set(rows.tokens[after].tolist()) == {task._reader.pad}
+        assert set(rows.tokens[after].tolist()) == {task.reader.pad}
     assert len(lengths) > 1  # prompts do differ in length
 
 

@@ -58,7 +58,7 @@ def test_a_row_is_a_statement_and_its_answer_which_alone_is_asked(split: str, ta
             assert answer == f" {fact['answer']}"
             places = rows.answer_mask[row].nonzero()[:, 0]
             assert places[0] == torch.as_tensor(rows.read_position)[row] + 1
-            assert set(rows.tokens[row, int(places[-1]) + 1 :].tolist()) <= {task._reader.pad}
+            assert set(rows.tokens[row, int(places[-1]) + 1 :].tolist()) <= {task.reader.pad}
 
 
 def test_the_right_answer_is_among_those_offered_and_its_place_says_nothing(task: FactsTask) -> None:

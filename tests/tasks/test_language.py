@@ -55,7 +55,7 @@ def test_it_is_a_task_with_equal_rows_that_are_all_answer(task: LanguageTask) ->
     for split in SPLITS:
         rows = task.rows(split)
         assert rows.tokens.shape[1] == task.n_ctx == 24
-        assert (rows.tokens[:, 0] == task._tokenizer.token_to_id(BOS)).all()
+        assert (rows.tokens[:, 0] == task.reader.tokenizer.token_to_id(BOS)).all()
         assert rows.answer_mask[:, 1:].all() and not rows.answer_mask[:, 0].any()
         assert set(rows.operations) == {"Korean" if split.startswith("forget") else "English"}
     assert task.metric == "bits" and task.probe_targets == ()

@@ -9,13 +9,11 @@ import numpy as np
 from undo_probe import intervals
 from undo_probe.comparison.parts import BASE, PARTS, Found, Pair
 from undo_probe.comparison.pictures import joint_points, token_rows
-from undo_probe.comparison.prompts import SPLITS, GivenPrompts
 from undo_probe.comparison.result import Comparison
 from undo_probe.comparison.sides import READ, Side, ask
-from undo_probe.comparison.subjects import Place, Subject, open_subject, open_task
+from undo_probe.comparison.subjects import Place, Subject, open_neutral, open_subject, open_task
 from undo_probe.errors import UndoProbeError
 from undo_probe.measures import ItemScores, Statistic
-from undo_probe.tasks.protocol import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,13 +57,13 @@ def compare(
         twin: a model that lost nothing but its basis, such as the student of the original; stands beside every figure.
         second_seed: ``a`` again from another seed; then it is the noise floor, otherwise halves of the prompts are.
         gold: a model that never knew, for the depth score.
-        neutral: token rows of text that is neither, beside a task that has none.
-        tokenizer: of texts, where neither model comes from a Hugging Face folder.
+        neutral: text that is neither, beside a task that has none: a file or folder of it, texts, or token rows.
+        tokenizer: of texts, where neither the task nor a model brings one.
         names: what to call ``a`` and ``b``.
         seed: of the choice of rows and halves.
         max_rows: rows of a split, at most.
         also: parts beside behaviour and geometry, all by default: ``lens``, ``tuned``, ``stitches``,
-            ``probes``, ``depth``, ``attribution``.
+            ``probes``, ``depth``, ``attribution``, ``weights``.
 
     Returns:
         A :class:`Comparison`. Of models of different width only what needs no common basis; of different depth,
@@ -74,56 +72,46 @@ def compare(
     Raises:
         UndoProbeError: the models read other tokens, nothing says what to ask, or a part is unknown.
     """
+    _check_parts(also)
+    started = time.perf_counter()
+    first, second = open_subject(a, "A"), open_subject(b, "B")
+    rows = open_task(task, first, second, tokenizer)
+    beyond = None if neutral is None else open_neutral(neutral, rows, first, second, tokenizer, max_rows)
+    asked = ask(rows, max_rows, seed, beyond)
+    called = names or _apart(first, second)
+    side, other = Side(first.model, called[0], asked), Side(second.model, called[1], asked)
+    golden = None if gold is None else open_subject(gold, "gold").model
+    pair = Pair(side, other, rows, seed, golden, floors=second_seed is None)
+    found = _measured(pair, also)
+    pictures = joint_points(pair), token_rows(pair)
+    others = {name: place for name, place in (("twin", twin), ("floor", second_seed)) if place is not None}
+    beside = {name: _beside(pair, place, name, also) for name, place in others.items()}
+    table = _table(found, beside)
+    spent = round(time.perf_counter() - started, 1)
+    return Comparison(table, *pictures, _facts(pair, beside) | {"seed": seed, "seconds": spent})
+
+
+def _check_parts(also: Sequence[str]) -> None:
     unknown = [name for name in also if name not in PARTS]
     if unknown:
         raise UndoProbeError(f"no part is called {unknown[0]!r}: also takes {', '.join(PARTS)}")
-    started = time.perf_counter()
-    subjects = [open_subject(a, "A"), open_subject(b, "B")]
-    rows = open_task(task, subjects[0], subjects[1], tokenizer)
-    shown = names or _apart(subjects)
-    asked = ask(rows, max_rows, seed, _neutral(neutral, rows))
-    side = Side(subjects[0].model, shown[0], asked)
-    other = Side(subjects[1].model, shown[1], asked)
-    golden = open_subject(gold, "gold").model if gold is not None else None
-    pair = Pair(side, other, rows, seed, golden, floors=second_seed is None)
-    found = _measured(pair, also)
-    points, tokens = joint_points(pair), token_rows(pair)
-    beside = {
-        name: _beside(pair, open_subject(place, name), also)
-        for name, place in (("twin", twin), ("floor", second_seed))
-        if place is not None
-    }
-    table = _table(
-        [*found, *_contrasts(found)], {name: [*each, *_contrasts(each)] for name, each in beside.items()}
-    )
-    facts = _facts(pair, beside, subjects) | {
-        "seed": seed,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    return Comparison(table, points, tokens, facts)
 
 
 def _measured(pair: Pair, also: Sequence[str]) -> list[Found]:
     parts = [*BASE.values(), *(part for name, part in PARTS.items() if name in also)]
-    return [found for part in parts for found in part(pair)]
+    found = [each for part in parts for each in part(pair)]
+    return [*found, *_contrasts(found)]
 
 
-def _beside(pair: Pair, other: Subject, also: Sequence[str]) -> list[Found]:
+def _beside(pair: Pair, place: Place, name: str, also: Sequence[str]) -> list[Found]:
     """The same measures of another model against ``a``; its states are gone afterwards."""
+    other = open_subject(place, name)
     side = Side(other.model, other.name, pair.a.asked)
     return _measured(Pair(pair.a, side, pair.task, pair.seed, pair.gold, floors=False, first=pair), also)
 
 
-def _apart(subjects: Sequence[Subject]) -> tuple[str, str]:
-    first, second = (subject.name for subject in subjects)
-    return (first, second) if first != second else (f"{first} (A)", f"{second} (B)")
-
-
-def _neutral(given: Any, task: Task) -> Any:
-    if given is None:
-        return None
-    reader = task.reader if isinstance(task, GivenPrompts) else None
-    return GivenPrompts(dict.fromkeys(SPLITS, given), task.d_vocab, reader).rows("neutral")
+def _apart(a: Subject, b: Subject) -> tuple[str, str]:
+    return (a.name, b.name) if a.name != b.name else (f"{a.name} (A)", f"{b.name} (B)")
 
 
 def _contrasts(found: Sequence[Found]) -> list[Found]:
@@ -206,7 +194,7 @@ def _finite(limit: float) -> float | None:
     return limit if np.isfinite(limit) else None
 
 
-def _facts(pair: Pair, beside: Mapping[str, Any], subjects: Sequence[Subject]) -> dict[str, Any]:
+def _facts(pair: Pair, beside: Mapping[str, Any]) -> dict[str, Any]:
     """What was compared, how and on what; plain values for JSON."""
     shapes = [(c.n_layers, c.d_model) for c in (side.model.cfg for side in (pair.a, pair.b))]
     notes = list(dict.fromkeys(pair.notes))

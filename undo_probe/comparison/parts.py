@@ -11,6 +11,7 @@ from torch import Tensor
 
 from undo_probe.activations import residual_names
 from undo_probe.comparison.sides import ANSWER, READ, Asked, Side
+from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import row_scores
 from undo_probe.measures import ItemScores, Statistic
 from undo_probe.measures.attribution import Attribution, attribute, compare_attributions
@@ -28,6 +29,7 @@ from undo_probe.measures.stitches import (
     fit_stitches,
 )
 from undo_probe.measures.tuned_lens import STEPS, TunedLens, fit_tuned_lens
+from undo_probe.measures.weights import weight_distances
 from undo_probe.models import HookedTransformer
 from undo_probe.randomness import derive_seed
 from undo_probe.tasks.protocol import Task, TokenSet
@@ -312,6 +314,20 @@ def attribution(pair: Pair) -> list[Found]:
     return found
 
 
+def weights(pair: Pair) -> list[Found]:
+    """How far b's weights lie from a's, all together and tensor by tensor."""
+    try:
+        distances = weight_distances(pair.b.model, pair.a.model)
+    except UndoProbeError:
+        pair.notes.append("no weights are compared: the models have different tensors")
+        return []
+    named = "weight_distance", ""
+    return [
+        Found("", Statistic(*named, name, None, "ratio", value, None, None, 1, 1))
+        for name, value in distances.items()
+    ]
+
+
 # name -> part: what `also` may leave out or add to; behaviour and geometry always run
 BASE: Mapping[str, Part] = {"behaviour": behaviour, "geometry": geometry}
 PARTS: Mapping[str, Part] = {
@@ -321,6 +337,7 @@ PARTS: Mapping[str, Part] = {
     "probes": transfer,
     "depth": depth,
     "attribution": attribution,
+    "weights": weights,
 }
 
 

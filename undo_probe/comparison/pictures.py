@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from undo_probe.activations import residual_streams
+from undo_probe.activations import harvest_points
 from undo_probe.comparison.parts import Pair
 from undo_probe.comparison.sides import READ, Asked
 from undo_probe.linalg import StreamedPCA
 from undo_probe.measures.geometry import compact
+from undo_probe.measures.lens import decode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,19 +87,21 @@ def token_rows(pair: Pair) -> list[dict[str, Any]]:
 
 def _token_row(pair: Pair, asked: Asked, row: int, end: int) -> dict[str, Any]:
     tokens = asked.rows.tokens[row : row + 1, :end]
-    logs = []
-    for side in (pair.a, pair.b):
-        with torch.no_grad():
-            device = next(side.model.parameters()).device
-            logs.append(side.model(tokens.to(device), return_type="logits")[0].cpu().double().log_softmax(-1))
+    hooks = [*shown_hooks(pair), pair.hooks[-1]]
+    models = pair.a.model, pair.b.model
+    streams = [
+        harvest_points(model, tokens, [hook[side] for hook in hooks]) for side, model in enumerate(models)
+    ]
+    logs = [
+        decode(model, found[hook])[0].double().log_softmax(-1)
+        for model, found, hook in zip(models, streams, hooks[-1], strict=True)
+    ]
     kl = (logs[0].exp() * (logs[0] - logs[1])).sum(-1).clamp_min(0) / np.log(2)
     moved: dict[str, list[float]] = {}
-    if pair.one_width:
-        streams = [residual_streams(side.model, tokens) for side in (pair.a, pair.b)]
-        for hook_a, hook_b in shown_hooks(pair):
-            theirs, ours = streams[0][hook_a][0].double(), streams[1][hook_b][0].double()
-            far = (ours - theirs).norm(dim=1) / theirs.norm(dim=1).clamp_min(1e-300)
-            moved[hook_a] = [round(value, 4) for value in far.tolist()]
+    for hook_a, hook_b in hooks[:-1] if pair.one_width else []:
+        theirs, ours = streams[0][hook_a][0].double(), streams[1][hook_b][0].double()
+        far = (ours - theirs).norm(dim=1) / theirs.norm(dim=1).clamp_min(1e-300)
+        moved[hook_a] = [round(value, 4) for value in far.tolist()]
     return {
         "split": asked.split,
         "tokens": [pair.task.decode(tokens[0, at : at + 1]) for at in range(end)],

@@ -1,6 +1,7 @@
 """Prompts that a user has at hand, by split, as the task that comparing two models asks for."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +13,16 @@ from undo_probe.errors import UndoProbeError
 from undo_probe.files import digest
 from undo_probe.measures.folds import deal_families
 from undo_probe.records import TaskWords
+from undo_probe.task_config import TextSource
 from undo_probe.tasks.protocol import Batch, Metric, TokenSet
+from undo_probe.tasks.text import SUFFIXES, documents
 
 if TYPE_CHECKING:
     from undo_probe.tasks.reader import Reader
 
 SPLITS = ("forget", "retain", "neutral")
+NEUTRAL, FEWEST = 64, 8
+"""Tokens of a row of neutral text at most and at least: a paragraph's first ones."""
 WORDS = TaskWords(
     forget="what should be forgotten",
     retain="what should be kept",
@@ -169,3 +174,46 @@ class GivenPrompts:
             {"operation": split, "family": [f"{split} {code}" for code in codes], "subset": "all"}
         )
         return TokenSet(split, tokens, mask, read, labels)
+
+
+def neutral_rows(
+    given: Any, d_vocab: int, n_ctx: int, reader: "Reader | None" = None, most: int = 256
+) -> TokenSet:
+    """Rows of text that is neither forget nor retain.
+
+    Args:
+        given: texts or token rows, as a split of :class:`GivenPrompts`; or a file or folder of text, of which about
+            ``most`` paragraphs are taken, evenly spread, :data:`NEUTRAL` tokens of each.
+        d_vocab: of the models.
+        n_ctx: tokens that the models read.
+        reader: the tokenizer; needed for texts only.
+        most: paragraphs.
+
+    Raises:
+        UndoProbeError: there is no text at that place, none that is long enough, or no tokenizer for it.
+    """
+    if isinstance(given, (str, Path)):
+        if reader is None:
+            raise UndoProbeError(
+                "neutral text needs a tokenizer, and neither the task nor the models bring one: give tokenizer= a "
+                "Hugging Face folder or id"
+            )
+        given = _paragraphs(Path(given).expanduser(), min(NEUTRAL, n_ctx), reader, most)
+    return GivenPrompts(dict.fromkeys(SPLITS, given), d_vocab, reader).rows("neutral")
+
+
+def _paragraphs(place: Path, width: int, reader: "Reader", most: int) -> list[list[int]]:
+    """The beginnings of paragraphs as token ids."""
+    inside = place.is_dir() and any(path.name.lower().endswith(SUFFIXES) for path in place.rglob("*"))
+    if not place.is_file() and not inside:
+        raise UndoProbeError(
+            f"there is no text at {str(place)!r}: give neutral= a text file, or a folder of {', '.join(SUFFIXES)} files"
+        )
+    texts = documents(TextSource(language="neutral", path=place.name), str(place.parent))
+    found = [part for text in texts for part in text.split("\n\n") if part.strip()]
+    chosen = np.unique(np.linspace(0, len(found) - 1, min(len(found), 2 * most)).round().astype(int))
+    rows = [[*reader.start, *ids][:width] for ids in reader.encode([found[at].strip() for at in chosen])]
+    long = [row for row in rows if len(row) >= min(FEWEST, width)]
+    if not long:
+        raise UndoProbeError(f"no paragraph of {str(place)!r} has {FEWEST} tokens: give longer text")
+    return long if len(long) <= most else [long[at * len(long) // most] for at in range(most)]

@@ -1,7 +1,7 @@
 """The rows of each split, where they are read, and a model's states there: harvested once, shared by all measures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -123,8 +123,14 @@ def ask(task: Task, max_rows: int, seed: int, neutral: TokenSet | None = None) -
                 f"max_rows={max_rows} is less than one family of {split} rows: give at least "
                 f"{int(np.unique(rows.families, return_counts=True)[1].min())}"
             )
-        asked.append(places_of(split, rows.select(kept), seed))
+        asked.append(places_of(split, _without_filling(rows.select(kept)), seed))
     return asked
+
+
+def _without_filling(rows: TokenSet) -> TokenSet:
+    """The rows without the columns behind every answer, which no model need read."""
+    end = int(torch.nonzero(rows.answer_mask.any(0)).max()) + 1
+    return replace(rows, tokens=rows.tokens[:, :end], answer_mask=rows.answer_mask[:, :end])
 
 
 def places_of(split: str, rows: TokenSet, seed: int) -> Asked:

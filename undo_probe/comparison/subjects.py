@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from undo_probe.comparison.prompts import GivenPrompts
+from undo_probe.comparison.prompts import GivenPrompts, neutral_rows
 from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import read_json
@@ -14,7 +14,7 @@ from undo_probe.pipeline import split_seed
 from undo_probe.presets import load_config
 from undo_probe.sources import find_source
 from undo_probe.store import Run, arm_at
-from undo_probe.tasks import Task, asked_task, build_task
+from undo_probe.tasks import Task, TokenSet, asked_task, build_task
 from undo_probe.tasks.reader import Reader, source_reader
 
 LONGEST = 1024
@@ -79,8 +79,7 @@ def open_task(task: Any, a: Subject, b: Subject, tokenizer: str | None) -> Task:
         values = read_json(task)
         task = values if isinstance(values, dict) and "forget" in values and "retain" in values else task
     if isinstance(task, Mapping):
-        place = tokenizer or a.tokenizer or b.tokenizer
-        found: Task = GivenPrompts(task, a.model.cfg.d_vocab, source_reader(place, "main") if place else None)
+        found: Task = GivenPrompts(task, a.model.cfg.d_vocab, _reader(a, b, tokenizer))
     else:
         found = _built(task, a, b)
     if found.d_vocab > a.model.cfg.d_vocab:
@@ -88,12 +87,36 @@ def open_task(task: Any, a: Subject, b: Subject, tokenizer: str | None) -> Task:
             f"the task {found.name} has {found.d_vocab} tokens and the models {a.model.cfg.d_vocab}: give the task "
             "that they were trained on"
         )
-    reads = min(a.model.cfg.n_ctx, b.model.cfg.n_ctx)
-    if found.n_ctx > reads:
-        raise UndoProbeError(
-            f"a row has {found.n_ctx} tokens and the models read {reads} at most: give shorter ones"
-        )
+    _check_width(found.n_ctx, a, b)
     return found
+
+
+def open_neutral(
+    given: Any, task: Task, a: Subject, b: Subject, tokenizer: str | None, most: int
+) -> TokenSet:
+    """The rows of neutral text beside a task; texts are read with its own tokenizer where it has one.
+
+    Raises:
+        UndoProbeError: what is given is no text or tokens, is too long, or nothing tells tokens from it.
+    """
+    reads = min(a.model.cfg.n_ctx, b.model.cfg.n_ctx)
+    reader = getattr(task, "reader", None) or _reader(a, b, tokenizer)
+    rows = neutral_rows(given, a.model.cfg.d_vocab, reads, reader, most)
+    _check_width(rows.tokens.shape[1], a, b)
+    return rows
+
+
+def _check_width(width: int, a: Subject, b: Subject) -> None:
+    reads = min(a.model.cfg.n_ctx, b.model.cfg.n_ctx)
+    if width > reads:
+        raise UndoProbeError(
+            f"a row has {width} tokens and the models read {reads} at most: give shorter ones"
+        )
+
+
+def _reader(a: Subject, b: Subject, tokenizer: str | None) -> Reader | None:
+    place = tokenizer or a.tokenizer or b.tokenizer
+    return source_reader(place, "main") if place else None
 
 
 def _same_tokenizer(a: Subject, b: Subject) -> None:

@@ -168,6 +168,30 @@ def attribution(lines: "pd.DataFrame", points: "pd.DataFrame", facts: Mapping[st
     )
 
 
+def weights(lines: "pd.DataFrame", points: "pd.DataFrame", facts: Mapping[str, Any]) -> Figure:
+    """How far each tensor of each block lies from A's, one row a block."""
+    found = lines.loc[(lines["measure"] == "weight_distance") & lines["reading"].str.startswith("blocks.")]
+    if not len(found):
+        raise UndoProbeError(
+            "nothing is said of weights here (their part was left out, or the shapes differ)."
+        )
+    named = {tuple(r["reading"].split(".", 2)[1:]): known(r["value"]) for r in found.to_dict("records")}
+    blocks = sorted({int(block) for block, _ in named})
+    tensors = list(dict.fromkeys(tensor for _, tensor in named))
+    values = [[named.get((str(block), tensor)) for tensor in tensors] for block in blocks]
+    return _maps(
+        "compared-weights",
+        "How far the weights moved",
+        {"block": values},
+        {"block": [_short_tensor(tensor) for tensor in tensors]},
+        [str(block) for block in blocks],
+        ("weight_distance", "tensor"),
+        f"Distance of {facts['b']}’s weights from {facts['a']}’s over the norm of these, tensor by tensor (its W left "
+        "out), one row a block. Dark is far; where weights moved is not yet where knowledge was.",
+        "pale everywhere: the two are the same model.",
+    )
+
+
 def points(lines: "pd.DataFrame", points: "pd.DataFrame", facts: Mapping[str, Any]) -> Figure:
     """Both models' states at the read position on the two leading components of all of them together."""
     if not len(points):
@@ -209,6 +233,7 @@ FIGURES: dict[str, Maker] = {
     "patched": patched,
     "probes": probes,
     "attribution": attribution,
+    "weights": weights,
     "points": points,
 }
 
@@ -273,7 +298,8 @@ def _maps(
     of: tuple[str, str], caption: str, opposite: str,
 ) -> Figure:  # fmt: skip
     """One heat map a split on one scale; ``of`` is the measure and what the columns are."""
-    grid = Panels([f"{split} rows" for split in values], columns=len(values), panel_height=max(150, 17 * len(rows)),
+    titles = [f"{split} rows" if split in SPLITS else "" for split in values]
+    grid = Panels(titles, columns=len(values), panel_height=max(150, 17 * len(rows)),
                   gap=0.05, bottom=56, labels_in_first_column=False)  # fmt: skip
     scale = distance_colors([row for each in values.values() for row in each], of[0])
     roomy = len(rows) <= 16 and len(next(iter(columns.values()))) * len(values) <= 16
@@ -299,6 +325,10 @@ def _map_table(
         for split, each in values.items()
         for name, row in zip(names, each, strict=True)
     ]).fillna("")  # fmt: skip
+
+
+def _short_tensor(name: str) -> str:
+    return name.rpartition(".")[2].lstrip("_").removeprefix("W_") if "W_" in name else name.removesuffix(".w")
 
 
 def _block(layer: str) -> int:

@@ -58,9 +58,9 @@ class Attribution:
 def attribute(model: HookedTransformer, rows: TokenSet) -> Attribution:
     """The answer's first token against its rivals, taken apart where it is read.
 
-    The lead is the token's logit less the mean logit of the other options, or of the whole vocabulary where the rows
-    have no options. Of running text it is the last token of each row. A soft cap on the logits is left out: the lead is
-    that of the logits before it.
+    The lead is the token's logit less the mean logit of the other options (of first tokens that are not the answer's),
+    or of the whole vocabulary where the rows have no options. Of running text it is the last token of each row. A soft
+    cap on the logits is left out: the lead is that of the logits before it.
 
     Args:
         model: one whose blocks add to a residual stream that a last LayerNorm or RMSNorm, or none, reads.
@@ -177,10 +177,11 @@ def _direction(model: HookedTransformer, rows: TokenSet) -> tuple[Tensor, Tensor
     right = rows.tokens[every, places + 1]
     weights = torch.full((len(rows), model.cfg.d_vocab), -1 / model.cfg.d_vocab)
     if rows.options is not None:
-        rivals = (rows.options >= 0) & (rows.options != right[:, None])
+        offered = rows.options if rows.options.dim() == 2 else rows.options[:, :, 0]
+        rivals = (offered >= 0) & (offered != right[:, None])
         weights = torch.zeros_like(weights)
         share = -1 / rivals.sum(1, keepdim=True).clamp_min(1) * rivals
-        weights.scatter_add_(1, rows.options.clamp_min(0), share.float())
+        weights.scatter_add_(1, offered.clamp_min(0), share.float())
     weights[every, right] += 1
     with torch.no_grad():
         direction = weights @ model.W_U.float().cpu().T

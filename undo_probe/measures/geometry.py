@@ -203,8 +203,11 @@ def _angle(x: Float[Tensor, "row d_model"], y: Float[Tensor, "_ d_model"]) -> fl
     bases = []
     for states in (x, y):
         centred = states - states.mean(0)
-        _, sizes, directions = torch.linalg.svd(centred, full_matrices=False)
-        if int((sizes > 1e-6 * states.norm()).sum()) < COMPONENTS:
+        # of X'X and XX' the smaller; their eigenvalues are the squares of the singular values
+        few = len(states) < states.shape[1]
+        values, vectors = torch.linalg.eigh(centred @ centred.T if few else centred.T @ centred)
+        sizes, leading = values[-COMPONENTS:].clamp_min(0).sqrt(), vectors[:, -COMPONENTS:]
+        if len(sizes) < COMPONENTS or float(sizes[0]) <= 1e-6 * float(states.norm()):
             return None
-        bases.append(directions[:COMPONENTS].T)
+        bases.append(centred.T @ leading / sizes if few else leading)
     return float(torch.rad2deg(linalg.principal_angles(*bases).mean()))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from undo_probe.activations import harvest_points
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import LOGITS, answer_log_probability
 from undo_probe.interventions import Swap, swap
+from undo_probe.measures.lens import decode
 from undo_probe.measures.stitches import answer_positions
 from undo_probe.models import HookedTransformer
 from undo_probe.tasks.protocol import TokenSet
@@ -74,7 +76,8 @@ def patched_bits(
 ) -> Float[np.ndarray, "place row"]:
     """Log-probability of each row's answer, in bits a token, when ``into`` runs with ``source``'s activations.
 
-    Many places share a forward pass: the rows are repeated, and each copy is patched at its own place.
+    Many places share a forward pass: the rows are repeated, and each copy is patched at its own place. It begins at
+    the first block that is patched, with what ``into`` itself has there, and only answers are decoded.
 
     Args:
         into: the model that runs; no hook stays.
@@ -87,21 +90,47 @@ def patched_bits(
         UndoProbeError: the models differ in shape, or a place is not there.
     """
     _check_shapes(into, source, at, rows)
-    limit = max(1, min(ROWS, LOGITS // (rows.tokens.shape[1] * into.cfg.d_vocab)))
+    read = answer_positions(rows)
+    limit = max(
+        1, min(ROWS, LOGITS // max(len(read) * into.cfg.d_vocab, rows.tokens.shape[1] * into.cfg.d_model))
+    )
     group = max(1, min(len(at), limit // min(len(rows), 64)))
     size = max(1, limit // group)
+    groups = [slice(first, first + group) for first in range(0, len(at), group)]
+    begins = [min(place.layer for place in at[here]) for here in groups]
     found = np.zeros((len(at), len(rows)))
     for start in range(0, len(rows), size):
         part = rows.select(np.arange(start, min(start + size, len(rows))))
-        values = _activations(source, part, at, adapt or {})
-        for first in range(0, len(at), group):
-            here = at[first : first + group]
-            copies = part.select(np.tile(np.arange(len(part)), len(here)))
-            swaps = [_swap(place, values, copy, len(part)) for copy, place in enumerate(here)]
+        values = _activations(source, part, [place.hook for place in at], adapt or {})
+        own = _activations(into, part, [_entry(first) for first in begins], {})
+        for here, first in zip(groups, begins, strict=True):
+            swaps = [_swap(place, values, copy, len(part)) for copy, place in enumerate(at[here])]
+            states = own[_entry(first)].repeat(len(swaps), 1, 1)
             with swap(into, swaps):
-                total = answer_log_probability(into, copies, size=len(copies))
-            found[first : first + len(here), start : start + len(part)] = total.reshape(len(here), len(part))
+                total = _answered(into, states, first, part, read)
+            found[here, start : start + len(part)] = total
     return found / answer_tokens(rows) / np.log(2)
+
+
+def _entry(block: int) -> str:
+    return f"blocks.{block}.hook_resid_pre"
+
+
+def _answered(
+    model: HookedTransformer,
+    states: Float[Tensor, "copied pos d_model"],
+    first: int,
+    rows: TokenSet,
+    read: list[int],
+) -> Float[np.ndarray, "copy row"]:
+    """Log-probability of each row's answer in nats when the model goes on from the states before a block."""
+    with torch.no_grad():
+        states = states.to(next(model.parameters()).device)
+        last = model(states, return_type=None, start_at_layer=first, stop_at_layer=model.cfg.n_layers)
+    log_p = decode(model, last[:, read]).log_softmax(-1).unflatten(0, (-1, len(rows)))
+    targets, mask = rows.tokens[:, 1:][:, read], rows.answer_mask[:, 1:][:, read]
+    said = log_p.gather(-1, targets.expand(len(log_p), -1, -1)[..., None])[..., 0]
+    return (said.double() * mask).sum(-1).numpy()
 
 
 def plain_bits(model: HookedTransformer, rows: TokenSet) -> Float[np.ndarray, " row"]:
@@ -152,10 +181,9 @@ def patch_map(
 
 
 def _activations(
-    source: HookedTransformer, rows: TokenSet, at: Sequence[Place], adapt: Adapt
+    source: HookedTransformer, rows: TokenSet, hooks: Sequence[str], adapt: Adapt
 ) -> dict[str, Tensor]:
-    names = list(dict.fromkeys(place.hook for place in at))
-    found = harvest_points(source, rows.tokens[:, :-1], names)
+    found = harvest_points(source, rows.tokens[:, :-1], list(dict.fromkeys(hooks)))
     return {name: adapt[name](states) if name in adapt else states for name, states in found.items()}
 
 

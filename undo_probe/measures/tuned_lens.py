@@ -180,8 +180,10 @@ def _fit(
     def miss(translator: Translator) -> float:
         return float(_divergence(original, translator, x[choose], y[choose]).mean())
 
-    best = min(_identity(x), _closed_form(x, y, choose), key=miss)
-    lowest, start = miss(best), best
+    starts = _identity(x), _closed_form(x, y, choose)
+    missed = [miss(each) for each in starts]
+    lowest = min(missed)
+    best = start = starts[missed.index(lowest)]
     x_fit, y_fit = x[~choose], y[~choose]
     centre, size = x_fit.mean(0), _spread(y_fit) / _spread(x_fit)
     turn = torch.zeros_like(start.weight, requires_grad=True)

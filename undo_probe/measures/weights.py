@@ -58,16 +58,9 @@ def weight_measures(
         ``weight_distance`` (relative L2) of all weights and by tensor; ``change_stable_rank`` and ``change_rank_90``
         of every matrix; ``change_cosine``; ``barrier`` in bits a token, a value a row, forget and retain.
     """
-    found: list[ItemScores | Statistic] = []
     total = weight_change(model, original)
-    start = weights(original)
-    sizes = {name: float(start[name].double().norm()) for name in total}
-    everything = np.hypot.reduce([float(delta.norm()) for delta in total.values()])
-    found.append(_number("weight_distance", "all weights", everything / np.hypot.reduce([*sizes.values()])))
-    for name, delta in total.items():
-        # a bias that starts at 0 has no size to compare with
-        if sizes[name] > 0:
-            found.append(_number("weight_distance", name, float(delta.norm()) / sizes[name]))
+    distances = weight_distances(model, original)
+    found: list[ItemScores | Statistic] = [_number("weight_distance", *each) for each in distances.items()]
     for name in matrices(total):
         if float(total[name].norm()) > 0:
             shape = spectrum(as_matrix(name, total[name]))
@@ -82,16 +75,37 @@ def weight_measures(
     return found
 
 
+def weight_distances(model: HookedTransformer, original: HookedTransformer) -> dict[str, float]:
+    """Relative L2 of all weights together (``all weights``) and of each tensor; a tied tensor once.
+
+    Raises:
+        UndoProbeError: the models' tensors differ in name or shape.
+    """
+    new, old = _alike(model, original)
+    moved = {name: float((new[name].double() - old[name].double()).norm()) for name in new}
+    sizes = {name: float(old[name].double().norm()) for name in new}
+    together = float(np.hypot.reduce([*moved.values()]) / np.hypot.reduce([*sizes.values()]))
+    # a bias that starts at 0 has no size to compare with
+    return {"all weights": together} | {name: moved[name] / sizes[name] for name in new if sizes[name] > 0}
+
+
 def weight_change(after: HookedTransformer, before: HookedTransformer) -> dict[str, Tensor]:
     """``after`` less ``before``, tensor by tensor, in float64; a tied tensor once.
 
     Raises:
         UndoProbeError: the models' tensors differ in name or shape.
     """
+    new, old = _alike(after, before)
+    return {name: new[name].double() - old[name].double() for name in new}
+
+
+def _alike(
+    after: HookedTransformer, before: HookedTransformer
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     new, old = weights(after), weights(before)
     if {n: t.shape for n, t in new.items()} != {n: t.shape for n, t in old.items()}:
         raise UndoProbeError("the two models have different tensors: compare weights of models of one shape")
-    return {name: new[name].double() - old[name].double() for name in new}
+    return new, old
 
 
 def matrices(change: Change) -> list[str]:

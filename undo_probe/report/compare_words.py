@@ -302,6 +302,21 @@ def _written(table: _Table) -> str:
     )
 
 
+def _weights(table: _Table) -> str:
+    found = {line.reading: line for line in table.lines("weight_distance", "")}
+    if "all weights" not in found:
+        return ""
+    every = found.pop("all weights")
+    if not every.value:
+        return f"{table.b} has the weights of {table.a}."
+    most = max(found.values(), key=lambda line: line.value)
+    beside = "" if every.twin is None else f", the twin’s {every.twin:.2g}"
+    return (
+        f"{table.b}’s weights lie {every.value:.2g} of their norm from {table.a}’s{beside}; the tensor that moved "
+        f"farthest is {most.reading}, by {most.value:.2g}."
+    )
+
+
 # what a paragraph is about -> what says it, in the order of the page; one that has nothing to say is left out
 _PARAGRAPHS: dict[str, Callable[[_Table], str]] = {
     "What they answer": _behaviour,
@@ -312,6 +327,7 @@ _PARAGRAPHS: dict[str, Callable[[_Table], str]] = {
     "What the original can still read": _patched,
     "What a probe can still read": _probes,
     "Who writes the answer": _written,
+    "How far the weights moved": _weights,
 }
 
 

@@ -68,7 +68,7 @@ class ChoiceTask:
         self.facts: dict[str, dict[str, int]] = {}
         kept = self._questions()
         shots = {side: _shots(getattr(config, side), config.text) for side in kept}
-        reader = self._reader = _reader(config, kept)
+        reader = self.reader = _reader(config, kept)
         self.d_vocab: int = reader.size
         self.n_ctx: int = config.n_ctx
         self.vocabulary: tuple[str, ...] = tuple(
@@ -140,7 +140,7 @@ class ChoiceTask:
 
     def decode(self, tokens: Int[Tensor, " pos"]) -> str:
         """The text of ``tokens``."""
-        return self._reader.tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+        return self.reader.tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
 
     def _questions(self) -> dict[str, list["Kept"]]:
         """The questions of both sides, each once, with their families; retain has none that is like a forget one."""
@@ -185,7 +185,7 @@ class ChoiceTask:
             prompts.append(shots[side].before(kept.question) + kept.question.asked(order))
             answer = list(order).index(kept.question.answer)
             lines.append((kept.family, answer, len(order)))
-        encoded = [[*self._reader.start, *tokens] for tokens in self._reader.encode(prompts)]
+        encoded = [[*self.reader.start, *tokens] for tokens in self.reader.encode(prompts)]
         fits = [at for at, tokens in enumerate(encoded) if len(tokens) < self.n_ctx]
         if len(fits) < len(part):
             self._left_out(side, "too_long", len(part) - len(fits))
@@ -198,8 +198,8 @@ class ChoiceTask:
         labels = pd.DataFrame([lines[at] for at in fits], columns=["family", "answer", "options"]).assign(
             operation=source.name, subset="all"
         )
-        letters = self._reader.letters("Answer:", LETTERS[: max(lines[at][2] for at in fits)])
-        return _token_set(name, [encoded[at] for at in fits], labels, letters, self.n_ctx, self._reader.pad)
+        letters = self.reader.letters("Answer:", LETTERS[: max(lines[at][2] for at in fits)])
+        return _token_set(name, [encoded[at] for at in fits], labels, letters, self.n_ctx, self.reader.pad)
 
     def _wells(self) -> dict[str, tuple["Well", ...]]:
         """What each mixture draws from."""

@@ -72,17 +72,17 @@ class FactsTask(Pooled):
         self.config, self._seed = config, seed
         self.facts: dict[str, dict[str, int]] = {}
         kept = self._chosen()
-        self._all, self._reader = kept, _reader(config, kept)
+        self._all, self.reader = kept, _reader(config, kept)
         known = read_known(config.known) if config.known else None
         self.known_model: str = "" if known is None else known.model
         if known is not None:
             kept = {side: self._known(side, found, known) for side, found in kept.items()}
         asked: dict[str, list[Asked]] = {}
         kept = self._written(kept, asked)
-        self.d_vocab: int = self._reader.size
+        self.d_vocab: int = self.reader.size
         self.n_ctx: int = config.n_ctx
         self.vocabulary: tuple[str, ...] = tuple(
-            self._reader.tokenizer.id_to_token(token) or "" for token in range(self._reader.size)
+            self.reader.tokenizer.id_to_token(token) or "" for token in range(self.reader.size)
         )
         self.forget_operations, self.retain_operations = (
             tuple(dict.fromkeys(each.fact.relation for each in kept[side])) for side in SIDES
@@ -92,7 +92,7 @@ class FactsTask(Pooled):
         trained = len(self._sets[f"forget_V{TRAINED}"]) > len(self._sets["forget_V"])
         self.extra_splits: tuple[str, ...] = (f"forget_V{TRAINED}",) if trained else ()
         self.words = _words(self.forget_operations, self.retain_operations)
-        text = None if config.retain_text is None else load_passages(config.retain_text, config, self._reader)
+        text = None if config.retain_text is None else load_passages(config.retain_text, config, self.reader)
         if text is not None:
             self.neutral: str = "retain_text"
             self._sets[self.neutral] = text_set("retain_text", text, config.n_ctx)
@@ -117,7 +117,7 @@ class FactsTask(Pooled):
                 },
                 "known_of": self.known_model,
                 "text": "" if text is None else text.content,
-                "tokenizer": self._reader.content,
+                "tokenizer": self.reader.content,
                 "split_seed": seed,
                 "rows": 1,
             }
@@ -133,7 +133,7 @@ class FactsTask(Pooled):
 
     def decode(self, tokens: Int[Tensor, " pos"]) -> str:
         """The text of ``tokens``."""
-        return self._reader.tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+        return self.reader.tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
 
     def every_wording(self) -> list[list[Asked]]:
         """All facts in all their wordings with all answers of their relation: what a known set is measured on.
@@ -199,9 +199,9 @@ class FactsTask(Pooled):
         texts = sorted([fact.answer, *wrong])
         found = []
         for wording, prompt in enumerate(fact.prompts):
-            before, *after = self._reader.encode([prompt, *(f"{prompt} {text}" for text in texts)])
+            before, *after = self.reader.encode([prompt, *(f"{prompt} {text}" for text in texts)])
             written = [tokens[len(before) :] if tokens[: len(before)] == before else [] for tokens in after]
-            start = [*self._reader.start, *before]
+            start = [*self.reader.start, *before]
             room, right = self.config.n_ctx - len(start), written[texts.index(fact.answer)]
             offered = [at for at, tokens in enumerate(written) if 0 < len(tokens) <= room]
             why = {"merged": not right, "too_long": len(right) > room, "no_other_answer": len(offered) < 2}
@@ -249,12 +249,12 @@ class FactsTask(Pooled):
         parts["retain_train"] = parts[f"retain_train{TRAINED}"]
         most = width([one for part in parts.values() for one in part])
         sets = {
-            name: token_set(name, part, config.n_ctx, self._reader.pad, most) for name, part in parts.items()
+            name: token_set(name, part, config.n_ctx, self.reader.pad, most) for name, part in parts.items()
         }
         check_disjoint({name: sets[name] for name in (*FORGET_SPLITS, *RETAIN_SPLITS)})
         every = [one for name in FORGET_SPLITS for one in parts[f"{name}{TRAINED}"]]
         any_answer = [one for asked_once in every for one in redrawn(asked_once)]
-        sets["forget_redrawn"] = token_set("forget_redrawn", any_answer, config.n_ctx, self._reader.pad, most)
+        sets["forget_redrawn"] = token_set("forget_redrawn", any_answer, config.n_ctx, self.reader.pad, most)
         return sets
 
     def _held_out(self, fact: Fact, known: Known | None) -> int:

