@@ -77,6 +77,7 @@ class GivenPrompts:
         rows = {
             split: [self._row(row, split) for row in given[split]] for split in given if len(given[split])
         }
+        self.neutral: str = "neutral" if "neutral" in rows else ""
         self.n_ctx = max(len(prompt) + len(answer) for each in rows.values() for prompt, answer in each)
         self._sets = {split: self._token_set(split, each) for split, each in rows.items()}
         self.fingerprint = digest({split: found.tokens.tolist() for split, found in self._sets.items()})
