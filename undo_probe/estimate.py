@@ -31,6 +31,7 @@ from undo_probe.extrapolate import (
 from undo_probe.families import Shape
 from undo_probe.files import digest
 from undo_probe.measures.also import forward_rows
+from undo_probe.measures.subspaces import relearn_rows
 from undo_probe.models import HookedTransformer, build, flops_per_token, load_model
 from undo_probe.pipeline import KINDS, length_of, split_seed
 from undo_probe.plan import QUICK, Step, plan
@@ -253,7 +254,7 @@ def _also(config: RunConfig, prices: "_Tried | _Extrapolated | _Sliced") -> list
     each = prices.row() if config.score.also else (0.0, 0.0)
     lines = []
     for name in config.score.also:
-        rows = models * forward_rows([name], task, prices.n_layers, config.attack.batch_size)
+        rows = models * forward_rows([name], task, prices.n_layers, relearn_rows(config.attack))
         lines.append(
             Line(f"score.also: {name}", models, 0, rows * task.n_ctx, rows * each[0], rows * each[1])
         )

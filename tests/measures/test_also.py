@@ -11,6 +11,7 @@ from undo_probe.errors import UndoProbeError
 from undo_probe.measures import Statistic, battery
 from undo_probe.measures.also import ALSO, _compared, _identity, forward_rows, measure_also
 from undo_probe.measures.battery import Measured
+from undo_probe.measures.subspaces import relearn_rows
 from undo_probe.store import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("also")]
@@ -121,7 +122,7 @@ def test_the_forward_passes_of_an_arm_are_at_most_what_is_said(run: Run) -> None
             ALSO[name](it)
         finally:
             handle.remove()
-        said = forward_rows([name], it.task, it.model.cfg.n_layers, run.config.attack.batch_size)
+        said = forward_rows([name], it.task, it.model.cfg.n_layers, relearn_rows(run.config.attack))
         assert lowest * said <= read[0] <= said, name
 
 

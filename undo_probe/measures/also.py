@@ -21,7 +21,7 @@ from undo_probe.measures.junk_direction import junk_direction
 from undo_probe.measures.lens import lens_measures, transfer_measures
 from undo_probe.measures.selectivity import selectivity
 from undo_probe.measures.stitches import MAX_STATES, Stitched, fit_stitches
-from undo_probe.measures.subspaces import RELEARN_STEPS, relearned, subspace_measures, taught_rows
+from undo_probe.measures.subspaces import relearned, subspace_measures, taught_rows
 from undo_probe.measures.tuned_lens import TunedLens, fit_measures, task_lens, tuned_lens_measures
 from undo_probe.measures.weights import POINTS, Change, weight_change, weight_measures
 from undo_probe.models import HookedTransformer
@@ -145,7 +145,7 @@ ANCHORED = ("depth",)
 def forward_rows(names: Sequence[str], task: Task, n_layers: int, attacked: int) -> int:
     """Rows that the models run to measure one arm, at most: maps that several measures share are counted for each.
 
-    ``attacked`` is the batch size of attacks. A backward pass counts as two forward passes.
+    ``attacked`` are the rows of a short attack. A backward pass counts as two forward passes.
     """
     asked = {split: len(task.rows(split)) for split in ("forget_V", "retain_test")}
     fit = min(len(task.rows("retain_train")), MAX_STATES)
@@ -161,7 +161,7 @@ def forward_rows(names: Sequence[str], task: Task, n_layers: int, attacked: int)
         "weights": (POINTS + 2) * (v + retain),
         "tuned_lens": stitched + layered + fit + v + retain,
         "attribution": 2 * (v + retain),
-        "subspaces": 3 * (6 * taught + 3 * (v + retain) + RELEARN_STEPS * attacked),
+        "subspaces": 3 * (6 * taught + 3 * (v + retain) + attacked),
     }
     return sum(rows[name] for name in names)
 

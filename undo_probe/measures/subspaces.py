@@ -255,6 +255,11 @@ def update_energy(
     return found
 
 
+def relearn_rows(attack: AttackConfig) -> int:
+    """Rows that :func:`relearned` trains on."""
+    return min(RELEARN_STEPS, attack.steps) * attack.batch_size
+
+
 def relearned(
     model: HookedTransformer, task: Task, attack: AttackConfig, context: Context
 ) -> HookedTransformer:
