@@ -68,6 +68,8 @@ SMOKE = RunConfig(
         maxent=MaxEntConfig(steps=10, batch_size=32),
         graddiff=GradDiffConfig(steps=10, batch_size=32),
         rmu=RMUConfig(steps=10, batch_size=32),
+        cir=CIRConfig(steps=6, batch_size=32, basis_batches=1),
+        repselect=RepSelectConfig(batch_size=32, accumulate=2, adversary_steps=4),
     ),
     noise=NoiseConfig(alphas=(0.4, 0.8)),
     distill=DistillConfig(steps=20, batch_size=32, eval_every=10),
