@@ -8,6 +8,7 @@ One thread. A dense matrix of the largest size would have 17 billion entries.
 import argparse
 import time
 
+import numpy as np
 import torch
 
 from undo_probe import persian_rug
@@ -21,7 +22,12 @@ def main() -> None:
     """Print a line a size and setting."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 8192, 131072])
-    for n_s in parser.parse_args().sizes:
+    sizes = parser.parse_args().sizes
+    grid = np.meshgrid(np.geomspace(1e-3, 0.95, 100), np.geomspace(1e-6, 0.8, 100))
+    begun = time.process_time()
+    persian_rug.optimal_loss(*grid)
+    print(f"{grid[0].size} points of (r, p): {time.process_time() - begun:.2f} s")
+    for n_s in sizes:
         for r, p in SETTINGS:
             begun = time.process_time()
             rug = persian_rug.weights(n_s, r, p)

@@ -21,7 +21,7 @@ from undo_probe import linalg
 from undo_probe.errors import UndoProbeError
 from undo_probe.models import HookedTransformer, as_matrix, from_matrix
 
-Rows = tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]
+Rows = tuple[Int[Tensor, "row pos"], Bool[Tensor, "row read"]]
 """Token ids, and which positions' vectors count."""
 Loss = Callable[[HookedTransformer, Int[Tensor, "row pos"]], Tensor]
 Softness = Literal["hard", "soft"]
@@ -126,6 +126,22 @@ def record(model: HookedTransformer, maps: Sequence[LinearMap]) -> Iterator[Reco
             handle.remove()
 
 
+def kept_places(
+    answer_mask: Bool[Tensor, "row pos"], tokens: Literal["all", "answers"] = "all"
+) -> Bool[Tensor, "row read"]:
+    """Which places count of those that a model reads, all but a row's last.
+
+    ``answers``: those that predict an answer token. ``all``: every place up to the last of these, so no padding, but
+    the first, whose states are like no other's (and which is the beginning mark where there is one).
+    """
+    predicts = answer_mask[:, 1:]
+    if tokens == "answers":
+        return predicts
+    kept = predicts.flip(1).cumsum(dim=1).flip(1) > 0
+    kept[:, 0] = False
+    return kept
+
+
 @dataclass(frozen=True)
 class Vectors:
     """Inputs and output gradients of linear maps, one row a token, heads side by side."""
@@ -138,12 +154,13 @@ def token_vectors(
     model: HookedTransformer,
     maps: Sequence[LinearMap],
     tokens: Int[Tensor, "row pos"],
-    kept: Bool[Tensor, "row pos"],
+    kept: Bool[Tensor, "row read"],
     loss: Loss,
 ) -> Vectors:
     """One forward and backward pass: what every map read, and the loss's gradient at what it wrote.
 
     The model's own gradients stay as they are. A kept token's gradient holds what comes back through attention, too.
+    ``kept`` may be narrower than the tokens: a place that it does not reach is not kept.
 
     Raises:
         UndoProbeError: the loss does not depend on a map's outputs.
@@ -360,7 +377,7 @@ def gradient_bases(
 def token_gradients(
     model: HookedTransformer,
     tokens: Int[Tensor, "row pos"],
-    kept: Bool[Tensor, "row pos"],
+    kept: Bool[Tensor, "row read"],
     loss: Loss,
     bases: Bases,
 ) -> dict[str, Tensor]:

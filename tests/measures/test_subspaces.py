@@ -6,7 +6,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from undo_probe.collapse import token_vectors
+from undo_probe.collapse import kept_places, token_vectors
 from undo_probe.linalg import StreamedPCA
 from undo_probe.measures import ItemScores, Statistic
 from undo_probe.measures.selectivity import selectivity
@@ -14,7 +14,6 @@ from undo_probe.measures.subspaces import (
     BANDS,
     SIDES,
     answer_loss,
-    counted,
     in_bands,
     mlp_maps,
     relearned,
@@ -34,7 +33,11 @@ def plain(model: HookedTransformer, rows: TokenSet) -> dict[tuple[str, str], np.
     """Vectors of all rows at once, without the streaming and the parts."""
     maps = mlp_maps(model)
     found = token_vectors(
-        model, maps, rows.tokens, counted(rows), lambda m, tokens: answer_loss(rows, m, tokens)
+        model,
+        maps,
+        rows.tokens,
+        kept_places(rows.answer_mask),
+        lambda m, tokens: answer_loss(rows, m, tokens),
     )
     read = {("inputs", each.weight): found.inputs[each.inputs] for each in maps}
     return {
@@ -56,7 +59,7 @@ def values(found: list[ItemScores | Statistic], measure: str) -> dict[tuple[str,
 
 def test_places_that_count_end_before_the_answer() -> None:
     rows = tiny.small_task().rows("forget_T")
-    places = counted(rows)
+    places = kept_places(rows.answer_mask)
     assert not places[:, 0].any()
     for mask, answer in zip(places, rows.answer_mask, strict=True):
         assert mask[1 : int(answer.nonzero().max())].all() and not mask[int(answer.nonzero().max()) :].any()

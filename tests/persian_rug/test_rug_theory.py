@@ -1,7 +1,5 @@
 """The closed form against integrals, brute force and samples, and what follows from it."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -39,7 +37,7 @@ def test_the_solve_finds_the_least_loss_anywhere() -> None:
         assert theory.optimal_loss(r, p) == pytest.approx(reference.brute_force(tau, p), rel=1e-6), (r, p)
 
 
-def agrees_with_samples(r: float, p: float, samples: int, seed: int) -> None:
+def assert_samples_agree(r: float, p: float, samples: int, seed: int) -> None:
     best = theory.optimum(r, p)
     mean, error = reference.sampled(float(best.a), float(best.m), float(best.tau), p, samples, seed)
     assert abs(mean - best.loss) <= max(3 * error, 0.005 * best.loss), (r, p, mean, error, best.loss)
@@ -47,20 +45,18 @@ def agrees_with_samples(r: float, p: float, samples: int, seed: int) -> None:
 
 def test_samples_agree_with_the_loss() -> None:
     for seed, (r, p) in enumerate(((0.25, 0.045), (0.5, 0.4))):
-        agrees_with_samples(r, p, 200_000, seed)
+        assert_samples_agree(r, p, 200_000, seed)
 
 
 @pytest.mark.slow
 def test_four_million_samples_agree_with_the_loss_at_twenty_points() -> None:
     for seed, (r, p) in enumerate(zip(RATIOS, RATES, strict=True)):
-        agrees_with_samples(r, p, 4_000_000, seed)
+        assert_samples_agree(r, p, 4_000_000, seed)
 
 
-def test_a_grid_of_ten_thousand_points_takes_under_a_second() -> None:
+def test_a_grid_of_ten_thousand_points_is_solved_at_once() -> None:
     r, p = np.meshgrid(np.geomspace(1e-3, 0.95, 100), np.geomspace(1e-6, 0.8, 100))
-    begun = time.process_time()
     found = persian_rug.optimal_loss(r, p)
-    assert time.process_time() - begun < 1
     assert found.shape == r.shape
     assert np.all(np.diff(found, axis=1) < 0)  # more dimensions always help
     assert np.all((found > 0) & (found < persian_rug.variance(p)))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from undo_probe import losses
 from undo_probe.attacks import attack
+from undo_probe.collapse import kept_places
 from undo_probe.collapse_config import BudgetConfig, CIRConfig, RepSelectConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.models import HookedTransformer, as_matrix, clone, content_hash, weights
@@ -20,7 +21,7 @@ from undo_probe.report import write_report
 from undo_probe.scorecard import score
 from undo_probe.stages import StageResult
 from undo_probe.stages.unlearn.cir import cir, default_k
-from undo_probe.stages.unlearn.collapsible import LOSSES, kept_places
+from undo_probe.stages.unlearn.collapsible import LOSSES
 from undo_probe.stages.unlearn.common import two_batches
 from undo_probe.stages.unlearn.repselect import repselect
 from undo_probe.tasks import Batch
@@ -45,7 +46,7 @@ def states(model: HookedTransformer, batch: Batch, point: str, tokens: str) -> l
     """Kept vectors one by one, from the whole cache."""
     with torch.no_grad():
         _, cache = model.run_with_cache(batch.tokens)
-    here = kept_places(batch, tokens)
+    here = kept_places(batch.answer_mask, tokens)
     return [vector.numpy() for vector in cache[point][:, :-1][here]]
 
 
@@ -102,8 +103,8 @@ def test_losses_on_outputs_are_those_of_the_other_methods() -> None:
 def test_no_first_token_and_no_filling_counts() -> None:
     mask = torch.tensor([[0, 0, 0, 1, 1, 0], [0, 0, 1, 0, 0, 0]], dtype=torch.bool)
     batch = Batch(torch.zeros(2, 6, dtype=torch.int64), mask)
-    assert kept_places(batch, "all").int().tolist() == [[0, 1, 1, 1, 0], [0, 1, 0, 0, 0]]
-    assert kept_places(batch, "answers").int().tolist() == [[0, 0, 1, 1, 0], [0, 1, 0, 0, 0]]
+    assert kept_places(batch.answer_mask, "all").int().tolist() == [[0, 1, 1, 1, 0], [0, 1, 0, 0, 0]]
+    assert kept_places(batch.answer_mask, "answers").int().tolist() == [[0, 0, 1, 1, 0], [0, 1, 0, 0, 0]]
 
 
 def test_without_directions_a_step_goes_down_the_plain_gradient() -> None:

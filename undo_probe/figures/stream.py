@@ -53,7 +53,7 @@ def stream(readings: "pd.DataFrame", words: TaskWords | None = None) -> Figure:
     traces, tight = [], {}
     for index, (_, cells, shade, shown) in enumerate(panels):
         layers = sorted({layer for _, layer in cells}, key=layer_order)
-        z = [[_value(cells.get((arm, layer))) for layer in layers] for arm in arms]
+        z = [[level(cells.get((arm, layer))) for layer in layers] for arm in arms]
         traces.append(heat(z, [short(layer) for layer in layers], rows, index, shown) | shade(z))
         if len(layers) > ROOMY and shown == ".2f":
             tight[f"data.{index}.texttemplate"] = "%{z:.1f}" if traces[-1]["texttemplate"] else ""
@@ -114,7 +114,8 @@ def cells_of(readings: Sequence[Reading]) -> dict[tuple[Arm, str], Reading]:
     return {(r.arm, r.layer or ""): r for r in reversed(readings) if r.value is not None}
 
 
-def _value(reading: Reading | None) -> float | None:
+def level(reading: Reading | None) -> float | None:
+    """What was read, or None where nothing was."""
     return None if reading is None else reading.value
 
 
@@ -134,7 +135,7 @@ def _twin_shares(moved: Cells, arms: Sequence[Arm]) -> Cells:
     found: dict[tuple[Arm, str], Reading] = {}
     for (arm, layer), reading in moved.items():
         twin = twins.get((arm.stage, arm.alpha))
-        theirs = _value(moved.get((twin, layer))) if twin is not None and arm in arms else None
+        theirs = level(moved.get((twin, layer))) if twin is not None and arm in arms else None
         if arm.variant or theirs is None or not reading.value:
             continue
         found[arm, layer] = Reading(arm, "twin_share", "forget", layer=layer, value=theirs / reading.value)
@@ -191,9 +192,9 @@ def _here(moved: Cells, twins: Cells, arms: Sequence[Arm], names: dict[Arm, str]
     last = max((layer for _, layer in moved), key=layer_order)
     shown = [a for a in arms if a.stage in ("unlearned", "distilled") and not a.variant]
     shown = [*shown[:1], *shown[-1:]] if len(shown) > 1 else shown
-    parts = [f"{names[a]} lies {number(_value(moved.get((a, last))))}" for a in shown]
+    parts = [f"{names[a]} lies {number(level(moved.get((a, last))))}" for a in shown]
     oracle = [a for a in arms if a.stage.startswith("oracle")]
-    parts += [f"the oracle {number(_value(moved.get((oracle[0], last))))}"] if oracle else []
+    parts += [f"the oracle {number(level(moved.get((oracle[0], last))))}"] if oracle else []
     text = f"Here, {layer_label(last)}, {', '.join(parts)} of the original’s norm away." if parts else ""
     strongest = [a for a in arms if (a, last) in twins and a.stage == "distilled"]
     if strongest:
@@ -221,7 +222,7 @@ def _stream_table(
                     "–" if deep is None else with_interval(deep.value, deep.low, deep.high)
                 )
             if twins:
-                share = _value(twins.get((arm, layer)))
+                share = level(twins.get((arm, layer)))
                 line["its twin’s share"] = "–" if share is None else f"{share:.0%}"
             lines.append(line | {"n": str(here.n), "families": str(here.n_clusters)})
     return pd.DataFrame(lines)

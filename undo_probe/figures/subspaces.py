@@ -9,7 +9,7 @@ from undo_probe.figures.heat import MOVED, ROOMY, colors, heat, map_layout
 from undo_probe.figures.layers import curves
 from undo_probe.figures.layout import Panels, draw
 from undo_probe.figures.look import labels, layer_order, plain
-from undo_probe.figures.stream import Cells, chain
+from undo_probe.figures.stream import Cells, chain, level
 from undo_probe.figures.tables import nothing, number, readings_of, with_interval
 from undo_probe.records import Arm, Reading, TaskWords
 
@@ -50,7 +50,7 @@ def subspaces(readings: "pd.DataFrame", words: TaskWords | None = None) -> Figur
     traces, tight = [], {}
     for index, cells in enumerate(panels.values()):
         layers = sorted({layer for _, layer in cells}, key=layer_order)
-        z = [[_value(cells.get((arm, layer))) for layer in layers] for arm in arms]
+        z = [[level(cells.get((arm, layer))) for layer in layers] for arm in arms]
         columns = [layer.split(".")[1] for layer in layers]
         traces.append(heat(z, columns, [plain(names[arm]) for arm in arms], index) | colors(MOVED, 0.0, 1.0))
         if len(layers) > ROOMY:
@@ -170,10 +170,6 @@ def _over_chance(found: Sequence[Reading], prefix: str) -> Cells:
         for r in found
         if r.subset.startswith(prefix) and r.value and r.control_value
     }
-
-
-def _value(reading: Reading | None) -> float | None:
-    return None if reading is None else reading.value
 
 
 def _chance(readings: "pd.DataFrame") -> str:

@@ -21,7 +21,7 @@ from undo_probe.measures.junk_direction import junk_direction
 from undo_probe.measures.lens import lens_measures, transfer_measures
 from undo_probe.measures.selectivity import selectivity
 from undo_probe.measures.stitches import MAX_STATES, Stitched, fit_stitches
-from undo_probe.measures.subspaces import relearned, subspace_measures, taught_rows
+from undo_probe.measures.subspaces import relearned, subspace_measures, taught_rows, taught_seen
 from undo_probe.measures.tuned_lens import TunedLens, fit_measures, task_lens, tuned_lens_measures
 from undo_probe.measures.weights import POINTS, Change, weight_change, weight_measures
 from undo_probe.models import HookedTransformer
@@ -122,7 +122,8 @@ def _subspaces(it: Compared) -> Sequence[Measured]:
         updates["the whole way"] = (it.original, it.model)
     if it.start is not None and it.arm.stage == "distilled":
         updates["distillation"] = (it.start, it.model)
-    return [*subspace_measures(it.model, it.task, updates), *selectivity(it.model, it.task)]
+    seen = taught_seen(it.model, it.task)
+    return [*subspace_measures(it.model, it.task, updates, seen), *selectivity(it.model, it.task, seen)]
 
 
 def _attribution(it: Compared) -> Sequence[Measured]:
@@ -161,7 +162,7 @@ def forward_rows(names: Sequence[str], task: Task, n_layers: int, attacked: int)
         "weights": (POINTS + 2) * (v + retain),
         "tuned_lens": stitched + layered + fit + v + retain,
         "attribution": 2 * (v + retain),
-        "subspaces": 3 * (6 * taught + 3 * (v + retain) + attacked),
+        "subspaces": 3 * (5 * taught + 3 * (v + retain) + attacked),
     }
     return sum(rows[name] for name in names)
 

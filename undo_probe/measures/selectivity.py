@@ -17,15 +17,15 @@ from undo_probe.collapse import LinearMap, side_of
 from undo_probe.linalg import project_out
 from undo_probe.measures import ItemScores
 from undo_probe.measures.subspaces import (
+    MAX_ROWS,
     MOST,
     SIDES,
     Seen,
     answer_loss,
     mlp_maps,
     parts_of,
-    sample,
     taught_rows,
-    vectors_seen,
+    taught_seen,
 )
 from undo_probe.models import HookedTransformer, as_matrix
 from undo_probe.tasks.protocol import Task, TokenSet
@@ -45,23 +45,23 @@ def selectivity(model: HookedTransformer, task: Task, forget: Seen | None = None
     Args:
         model: left as it is.
         task: gives the rows.
-        forget: from :func:`~undo_probe.measures.subspaces.vectors_seen` on T; made if not given.
+        forget: from :func:`~undo_probe.measures.subspaces.taught_seen`; made if not given.
     """
     maps = mlp_maps(model)
     taught = taught_rows(task)
-    forget = forget or vectors_seen(model, maps, sample(taught))
+    forget = forget or taught_seen(model, task)
     sizes = sorted({round(share * forget.narrowest) for share in SHARES})
     asked = task.rows("forget_T")
     reworded = None if taught is asked else asked
     operations = [o for o in dict.fromkeys(taught.operations) if o in set(task.rows("forget_V").operations)]
     grad = partial(_gradient, model, maps)
-    retain = {o: grad(sample(part)) for o, part in _by_operation(task.rows("retain_test")).items()}
+    retain = {o: grad(part.evenly(MAX_ROWS)) for o, part in _by_operation(task.rows("retain_test")).items()}
     values: dict[tuple[str, int], list[tuple[str, float]]] = {}
     for operation in operations:
-        update = grad(sample(_of(taught, operation)))
-        others = {"other forget facts": grad(sample(_of(task.rows("forget_V"), operation)))}
+        update = grad(_of(taught, operation).evenly(MAX_ROWS))
+        others = {"other forget facts": grad(_of(task.rows("forget_V"), operation).evenly(MAX_ROWS))}
         if reworded is not None:
-            others["paraphrase"] = grad(sample(_of(reworded, operation)))
+            others["paraphrase"] = grad(_of(reworded, operation).evenly(MAX_ROWS))
         if operation in retain:
             others["sibling"] = retain[operation]
         rest = [gradient for other, gradient in retain.items() if other != operation]

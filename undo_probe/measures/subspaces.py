@@ -12,11 +12,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from undo_probe import losses
-from undo_probe.collapse import LinearMap, linear_maps, token_vectors
+from undo_probe.collapse import LinearMap, kept_places, linear_maps, token_vectors
 from undo_probe.config import AttackConfig, FitConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.linalg import PCA, StreamedPCA, principal_angles, project_out
@@ -92,7 +92,10 @@ class Basis:
 
 
 def subspace_measures(
-    model: HookedTransformer, task: Task, updates: Mapping[str, tuple[HookedTransformer, HookedTransformer]]
+    model: HookedTransformer,
+    task: Task,
+    updates: Mapping[str, tuple[HookedTransformer, HookedTransformer]],
+    forget: Seen | None = None,
 ) -> list[ItemScores | Statistic]:
     """What a model's MLPs share between forget and retain rows, and where in it updates lie.
 
@@ -102,6 +105,7 @@ def subspace_measures(
         model: left as it is.
         task: gives T, V and held-out retain rows.
         updates: by name, a model before and after; each is seen in the directions of the model before.
+        forget: from :func:`taught_seen`; made if not given.
 
     Returns:
         For each MLP weight (``layer``) and side (``inputs`` or output ``gradients``): ``shared_variance``, the share of
@@ -111,12 +115,11 @@ def subspace_measures(
         each band beside chance; ``selectivity``, see :mod:`undo_probe.measures.selectivity`.
     """
     maps = mlp_maps(model)
-    taught = sample(taught_rows(task))
-    forget = vectors_seen(model, maps, taught)
+    forget = forget or taught_seen(model, task)
     found: list[ItemScores | Statistic] = []
     others: dict[str, Seen] = {}
     for split, name in (("forget", "forget_V"), ("retain", "retain_test")):
-        rows = sample(task.rows(name))
+        rows = task.rows(name).evenly(MAX_ROWS)
         others[split] = vectors_seen(model, maps, rows)
         found += shared_variance(model, maps, rows, forget, others[split], split)
         found += _dimensions(maps, others[split], split, len(rows))
@@ -124,7 +127,7 @@ def subspace_measures(
     known = {id(model): forget}
     for name, (before, after) in updates.items():
         if id(before) not in known:
-            known[id(before)] = vectors_seen(before, mlp_maps(before), taught)
+            known[id(before)] = taught_seen(before, task)
         found += update_energy(name, before, after, known[id(before)])
     return found
 
@@ -150,13 +153,6 @@ def answer_loss(rows: TokenSet, model: HookedTransformer, tokens: Int[Tensor, "r
     return losses.next_token(model(tokens[:, :-1], return_type="logits"), tokens, rows.answer_mask.to(device))
 
 
-def counted(rows: TokenSet) -> Bool[Tensor, "row pos"]:
-    """The positions that count: before the last answer token, without the first, whose states are like no other's."""
-    places = torch.arange(rows.tokens.shape[1])
-    last = (rows.answer_mask * places).amax(1)
-    return (places[None] >= 1) & (places[None] < last[:, None])
-
-
 def vectors_seen(model: HookedTransformer, maps: Sequence[LinearMap], rows: TokenSet) -> Seen:
     """Statistics of inputs and output gradients over rows, for the cross-entropy of their answers."""
     seen = Seen()
@@ -167,6 +163,11 @@ def vectors_seen(model: HookedTransformer, maps: Sequence[LinearMap], rows: Toke
                 kept[weight] = StreamedPCA(vectors.shape[1], vectors.device, torch.float32)
             kept[weight].update(vectors)
     return seen
+
+
+def taught_seen(model: HookedTransformer, task: Task) -> Seen:
+    """Statistics over T as the model was taught it."""
+    return vectors_seen(model, mlp_maps(model), taught_rows(task).evenly(MAX_ROWS))
 
 
 def in_bands(found: PCA) -> Basis:
@@ -282,7 +283,7 @@ def _met(
     model: HookedTransformer, maps: Sequence[LinearMap], rows: TokenSet
 ) -> Iterator[tuple[Int[Tensor, " token"], str, str, Float[Tensor, "token width"]]]:
     """The row of each counted token, side, weight and vectors."""
-    kept = counted(rows)
+    kept = kept_places(rows.answer_mask)
     tokens = rows.tokens.to(next(model.parameters()).device)
     vectors = token_vectors(model, maps, tokens, kept.to(tokens.device), partial(answer_loss, rows))
     owners = kept.nonzero()[:, 0]
@@ -296,13 +297,6 @@ def parts_of(model: HookedTransformer, rows: TokenSet) -> Iterator[TokenSet]:
     size = max(1, min(256, _TOKENS // (rows.tokens.shape[1] * model.cfg.d_vocab)))
     for start in range(0, len(rows), size):
         yield rows.select(np.arange(start, min(start + size, len(rows))))
-
-
-def sample(rows: TokenSet) -> TokenSet:
-    """At most :data:`MAX_ROWS` of them, spread evenly."""
-    if len(rows) <= MAX_ROWS:
-        return rows
-    return rows.select(np.linspace(0, len(rows) - 1, MAX_ROWS).round().astype(int))
 
 
 def _dimensions(maps: Sequence[LinearMap], seen: Seen, split: str, n: int) -> list[Statistic]:

@@ -70,6 +70,12 @@ class TokenSet:
         options = None if self.options is None else self.options[rows]
         return TokenSet(self.name, self.tokens[rows], self.answer_mask[rows], read, labels, options)
 
+    def evenly(self, most: int) -> "TokenSet":
+        """At most so many rows, evenly spread over the split; all of them where they are no more."""
+        if len(self) <= most:
+            return self
+        return self.select(np.linspace(0, len(self) - 1, most).round().astype(int))
+
     def prompt_places(self) -> list[int] | Int[Tensor, "row place"]:
         """The positions of the prompt; of prompts that differ in length, as many of each as the shortest has."""
         if isinstance(self.read_position, int):

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -85,8 +84,7 @@ def budget_rows(task: Task, fit: Mapping[str, Any]) -> int:
 def _some(rows: TokenSet, most: int, d_vocab: int) -> TokenSet:
     """At most so many rows, evenly spread, and no more than can be kept."""
     answers = max(1, int(rows.answer_mask.sum()) // len(rows))
-    count = max(1, min(len(rows), most, HELD // (answers * d_vocab)))
-    return rows.select(np.linspace(0, len(rows) - 1, count).round().astype(int))
+    return rows.evenly(max(1, min(most, HELD // (answers * d_vocab))))
 
 
 def _answers(model: HookedTransformer, tokens: Tensor, mask: Tensor) -> Float[Tensor, "answer vocab"]:

@@ -12,7 +12,7 @@ from undo_probe.collapse_config import CIRConfig
 from undo_probe.models import HookedTransformer, as_matrix
 from undo_probe.randomness import generator
 from undo_probe.stages import StageResult
-from undo_probe.stages.unlearn.collapsible import ForgetLoss, kept_places
+from undo_probe.stages.unlearn.collapsible import ForgetLoss
 from undo_probe.stages.unlearn.common import two_batches
 from undo_probe.stages.unlearn.plain_steps import (
     Found,
@@ -79,7 +79,7 @@ def _collapsed(
         found = collapse.token_gradients(
             student,
             forget.tokens[:, :-1],
-            kept_places(forget, settings.tokens),
+            collapse.kept_places(forget.answer_mask, settings.tokens),
             lambda model, _, pair=(forget, retain): loss(model, *pair),
             bases,
         )
@@ -103,7 +103,9 @@ def _bases(
     if settings.basis == "random":
         return _random(student, maps, (k_act, k_grad), context.seed + step)
     batches = list(_shown(task, settings, context, step))
-    rows = [(batch.tokens[:, :-1], kept_places(batch, settings.tokens)) for batch in batches]
+    rows = [
+        (batch.tokens[:, :-1], collapse.kept_places(batch.answer_mask, settings.tokens)) for batch in batches
+    ]
     of = {id(tokens): batch for (tokens, _), batch in zip(rows, batches, strict=True)}
 
     def of_tokens(model: HookedTransformer, tokens: Tensor) -> Tensor:

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from undo_probe import losses
 from undo_probe.activations import capture
+from undo_probe.collapse import kept_places
 from undo_probe.collapse_config import CollapseFit
 from undo_probe.models import HookedTransformer
 from undo_probe.tasks import Batch
@@ -28,20 +29,6 @@ class Kind:
 
     make: Callable[[HookedTransformer, CollapseFit], ForgetLoss]
     compares: bool = False
-
-
-def kept_places(batch: Batch, tokens: str) -> Bool[Tensor, "row read"]:
-    """Which places count of those that a model reads, all but a row's last.
-
-    ``answers``: those that predict an answer token. ``all``: every place up to the last of these, so no padding, but
-    the first, whose states are like no other's (and which is the beginning mark where there is one).
-    """
-    predicts = batch.answer_mask[:, 1:]
-    if tokens == "answers":
-        return predicts
-    kept = predicts.flip(1).cumsum(dim=1).flip(1) > 0
-    kept[:, 0] = False
-    return kept
 
 
 def mlp_breaking(
@@ -80,7 +67,7 @@ def _on_states(point: str, distance: OfStates) -> Callable[[HookedTransformer, C
             return found
 
         def loss(model: HookedTransformer, forget: Batch, retain: Batch | None) -> Tensor:
-            here = kept_places(forget, settings.tokens)
+            here = kept_places(forget.answer_mask, settings.tokens)
             with torch.no_grad():
                 was = states(before, forget)
             now = states(model, forget)
