@@ -326,4 +326,4 @@ def test_records_say_what_was_harvested(tmp_path: Path) -> None:
     assert "torch" in record["environment"]
     shard = json.loads((tmp_path / "shard-00000.json").read_text())
     assert shard["key"] == record["key"]
-    assert set(shard["sha256"]) == set(POST)
+    assert set(shard["xxh3_128"]) == set(POST)

@@ -126,7 +126,7 @@ def plan_harvest(
     _check_hooks(model, variant)
     what = {
         "kind": "activations",
-        "version": 1,
+        "version": 2,
         "model": content_hash(model),
         "tokens": tensors_hash({"tokens": rows}),
         "kept": tensors_hash({"kept": kept}),
