@@ -1,79 +1,78 @@
 """At equal harm, is less of what CIR took away brought back than of what the same loss took without collapse?
 
-Every arm unlearns the same original until the same budget is met: without collapse, with that of inputs, of output
-gradients, of both, and of as many random directions. Each is attacked at every rate of the run; rate and step are
-chosen on one half of V and read on the other. P(answer) on V stands beside the intact model's under the same attack;
-intervals are over people, and over runs Student's. Choose settings with --d, which shows D and attacks nothing.
+Every arm unlearns the same original until the same budget is met and is attacked; over five folds every person of T
+and V is once in V (`undo_probe.equal_harm`). What is compared is P(answer) on V after the attack, beside the intact
+model's under the same attack. Groups of arms: ``sides`` (collapse of nothing, inputs, output gradients, both, and of
+as many random directions), ``matched`` (random directions until the weights moved as far as with both; no collapse
+until the answers of D are as lost as with both), ``bands`` (updates held to some components), ``refresh`` (directions
+found once), ``k`` (how many directions). Intervals are over people in a run, and over runs Student's.
 
-    python analyses/does_collapse_survive_an_attack.py runs/a runs/b --retain 0.1 --set step_norm=0.5
-    python analyses/does_collapse_survive_an_attack.py runs/a --d --k 4 8 16 24 32 48 --set 'loss="maxent"'
+    python analyses/does_collapse_survive_an_attack.py runs/a runs/b runs/c --groups sides matched --table arms.parquet
+    python analyses/does_collapse_survive_an_attack.py runs/a --groups k --folds 0 --d
 """
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from undo_probe.collapse_config import BudgetConfig
+from undo_probe.equal_harm import INTACT, Way, difference, equal_harm
+from undo_probe.intervals import t_interval
+from undo_probe.presets import preset
+from undo_probe.task_config import FOLDS
 
-from undo_probe.attacks.relearn import attack_table
-from undo_probe.collapse_config import BudgetConfig, CIRConfig
-from undo_probe.evaluation import answer_log_probability
-from undo_probe.intervals import paired_difference, t_interval
-from undo_probe.models import HookedTransformer
-from undo_probe.pipeline import load_run
-from undo_probe.stages.unlearn.cir import cir
-from undo_probe.tasks import TokenSet
-from undo_probe.training import Context
-
-SIDES: dict[str, dict[str, Any]] = {
-    "none": {"k_act": 0, "k_grad": 0}, "act": {"k_grad": 0}, "grad": {"k_act": 0}, "both": {},
-    "random": {"basis": "random"},
+NONE, NEVER = {"k_act": 0, "k_grad": 0}, 10**6
+BANDS, COUNTS = ((0, 4), (4, 16), (16, 32), (32, 64), (64, 256)), (0, 1, 4, 8, 16, 24, 32, 48)
+BOTH = {"both": Way("cir")}
+GROUPS = {
+    "sides": {
+        "none": Way("cir", NONE), "act": Way("cir", {"k_grad": 0}), "grad": Way("cir", {"k_act": 0}), **BOTH,
+        "random": Way("cir", {"basis": "random"}),
+    },
+    "matched": {
+        **BOTH, "random, as far": Way("cir", {"basis": "random", "steps": 400}, by="moved", like="both"),
+        "none, as lost": Way("cir", {**NONE, "steps": 400}, by="forgotten", like="both"),
+    },
+    "bands": {f"band {first} to {end}": Way("cir", {"band": (first, end)}) for first, end in BANDS},
+    "refresh": {**BOTH, "found once": Way("cir", {"refresh": NEVER})},
+    "k": {f"k={k}": Way("cir", {"k_act": k, "k_grad": k}) for k in COUNTS},
 }  # fmt: skip
-PAIRS = (("act", "none"), ("grad", "none"), ("both", "none"), ("random", "none"), ("both", "act"))
+PAIRS = (
+    ("act", "none"), ("grad", "none"), ("both", "none"), ("both", "act"), ("random", "none"), ("both", "random"),
+    ("both", "random, as far"), ("both", "none, as lost"), ("found once", "both"),
+)  # fmt: skip
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("runs", type=Path, nargs="+", help="folders of runs whose original was trained")
+parser.add_argument("--groups", nargs="+", choices=GROUPS, default=["sides"])
+parser.add_argument("--folds", type=int, nargs="+", choices=range(FOLDS), default=list(range(FOLDS)))
 parser.add_argument("--retain", type=float, default=0.1, help="the budget on retain, in nats a token")
-parser.add_argument("--set", nargs="*", default=[], help="settings of unlearn.cir: name=value, in JSON")
-parser.add_argument("--k", type=int, nargs="*", default=[], help="directions on both sides, for the arms")
-parser.add_argument("--d", action="store_true", help="show D, and attack nothing")
+parser.add_argument("--settings", default="facts-tiny", help="the preset whose settings of CIR are used")
+parser.add_argument("--d", action="store_true", help="show D, and attack nothing: where settings are chosen")
+parser.add_argument("--workers", type=int, default=1)
+parser.add_argument(
+    "--table", type=Path, help="results are kept in this Parquet file, and not computed again"
+)
 
 
 def main() -> None:
-    """Prints a line for each arm of each run, and what arms differ by."""
+    """Prints every arm's mean, and what arms differ by."""
     asked = parser.parse_args()
-    own = {name: json.loads(value) for name, _, value in (each.partition("=") for each in asked.set)}
-    arms = {f"k={k}": {"k_act": k, "k_grad": k} for k in asked.k} or SIDES
-    differences: dict[tuple[str, str], list[float]] = {}
-    for folder in asked.runs:
-        run = load_run(folder)
-        original, after = run.model("original"), {}
-        rows = run.task.rows("forget_D" if asked.d else "forget_V")
-        for name, changed in {"intact": {}, **arms}.items():
-            settings = CIRConfig(**{**own, **changed}, budget=BudgetConfig(retain=asked.retain))
-            done = None if name == "intact" else cir(original, run.task, settings, Context(run.config.seed))
-            model = original if done is None else done.model
-            line = f"{folder.name:10}{name:8}before {probability(model, rows).mean():.3f}"
-            if not asked.d:
-                table = attack_table(model, run.task, run.config.attack, run.config.seed, score=probability)
-                after[name] = table.cumulative_max()[-1]
-                line += f"  after {after[name].mean():.3f} (rate {table.best_rate():g})"
-            moved = "" if done is None else f"  moved {done.extra['budget']['moved']:5.2f}  {done.stopped}"
-            print(line + moved, flush=True)
-        for pair in PAIRS if after and arms is SIDES else ():
-            found = paired_difference(after[pair[0]], after[pair[1]], rows.families)
-            differences.setdefault(pair, []).append(found.value)
-            print(f"  after, {' - '.join(pair):14}{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
-    for pair, values in differences.items() if len(asked.runs) > 1 else ():
-        over = t_interval(values)
-        print(
-            f"over {over.n} runs, {' - '.join(pair):14}{over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}]"
-        )
-
-
-def probability(model: HookedTransformer, rows: TokenSet) -> np.ndarray:
-    """Of each row's answer."""
-    return np.exp(answer_log_probability(model, rows))
+    ways = {name: way for group in asked.groups for name, way in GROUPS[group].items()}
+    table = equal_harm(
+        asked.runs, ways, BudgetConfig(retain=asked.retain), unlearn=preset(asked.settings).unlearn,
+        folds=asked.folds, attacked=not asked.d, table=asked.table, workers=asked.workers,
+    )  # fmt: skip
+    numbers = ["before", "after", "moved", *(name for name in table if name.startswith("kl_"))]
+    means = table.groupby(["run", "way"])[numbers].mean().groupby("way").mean()
+    facts, people = (len(table.drop_duplicates(["run", *by])) for by in (["family", "question"], ["family"]))
+    print(f"{table['split'].iloc[0]}: {facts} facts of {people} people in {len(asked.runs)} runs")
+    print(means.reindex([INTACT, *ways]).round(3).to_string())
+    for one, other in (pair for pair in PAIRS if set(pair) <= set(ways)):
+        found = [difference(part, one, other) for _, part in table.groupby("run")]
+        line = "  ".join(f"{each.value:+.3f} [{each.low:+.3f}, {each.high:+.3f}]" for each in found)
+        if len(found) > 1:
+            over = t_interval([each.value for each in found])
+            line += f"; over {over.n} runs {over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}]"
+        print(f"after, {one} - {other}: {line}")
 
 
 if __name__ == "__main__":

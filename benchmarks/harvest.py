@@ -38,6 +38,9 @@ parser.add_argument("--vocab", type=int, default=49152)
 parser.add_argument("--rows", type=int, default=2000)
 parser.add_argument("--context", type=int, default=32)
 parser.add_argument("--points", type=int, default=5)
+parser.add_argument(
+    "--deepest", type=int, help="the last block with a point, counted from 1; by default the last"
+)
 parser.add_argument("--batch", type=int, default=64)
 parser.add_argument("--repeats", type=int, default=3)
 parser.add_argument("--threads", type=int, default=2)
@@ -134,11 +137,12 @@ def compare(asked: argparse.Namespace, folder: Path) -> None:
 
 
 def setting(asked: argparse.Namespace) -> tuple[HookedTransformer, torch.Tensor, list[str]]:
-    """Model, tokens and the hook points, spread evenly up to the last block."""
+    """Model, tokens and the hook points, spread evenly up to the deepest block asked for."""
     torch.set_num_threads(asked.threads)
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(asked.vocab, (asked.rows, asked.context), generator=draw)
-    blocks = sorted({round((i + 1) * asked.layers / asked.points) - 1 for i in range(asked.points)})
+    deepest = asked.deepest or asked.layers
+    blocks = sorted({round((i + 1) * deepest / asked.points) - 1 for i in range(asked.points)})
     return build(asked), tokens, [f"blocks.{block}.hook_resid_post" for block in blocks]
 
 
@@ -184,8 +188,8 @@ def writing(asked: argparse.Namespace, folder: Path) -> None:
             shutil.rmtree(folder)
     shards, plain, safe = (statistics.median(found) for found in speed.values())
     print(
-        f"writing, hashed and flushed: {shards:.0f} MB/s; {shards / safe:.2f} of numpy.save with its file flushed to the "
-        f"disk, {shards / plain:.2f} of numpy.save into the system's memory"
+        f"writing, hashed and flushed: {shards:.0f} MB/s; {shards / safe:.2f} of numpy.save with its file flushed "
+        f"to the disk, {shards / plain:.2f} of numpy.save into the system's memory"
     )
 
 

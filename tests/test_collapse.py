@@ -10,9 +10,10 @@ import torch
 from references import cir
 from torch import Tensor
 
-from undo_probe import collapse
+from undo_probe import collapse, linalg
 from undo_probe.collapse import Bases, Side
 from undo_probe.errors import UndoProbeError
+from undo_probe.linear_maps import linear_maps, token_vectors
 from undo_probe.models import HookedTransformer, as_matrix, load_model
 
 STYLES = ("own", "folded", "llama", "gemma2", "neox", "qwen2")
@@ -59,7 +60,7 @@ def test_tokens_and_finished_gradients_give_one_update_in_every_style(style: str
     model = model_of(style, tmp_path)
     tokens = rows(model)
     every, gradients = torch.ones_like(tokens, dtype=torch.bool), gradients_of(model, tokens)
-    names = tuple(each.weight for each in collapse.linear_maps(model))
+    names = tuple(each.weight for each in linear_maps(model))
     assert set(names) == {
         n for n in gradients if n.startswith("blocks.") and n.rpartition(".")[2].lstrip("_")[:2] == "W_"
     }
@@ -84,10 +85,10 @@ def test_the_update_is_that_of_the_paper_taken_token_by_token() -> None:
     kept = torch.ones_like(tokens, dtype=torch.bool)
     kept[:, 0] = False  # the first token's states are like no other's
     kept[2, 5:] = False
-    maps = collapse.linear_maps(model)
+    maps = linear_maps(model)
     bases = collapse.collapse_bases(model, [(tokens, kept)], loss, k_act=3, k_grad=4, dtype=torch.float64)
     found = collapse.token_gradients(model, tokens, kept, loss, bases)
-    vectors = collapse.token_vectors(model, maps, tokens, kept, loss)
+    vectors = token_vectors(model, maps, tokens, kept, loss)
     for each in maps:
         inputs, gradients = vectors.inputs[each.inputs].numpy(), vectors.gradients[each.outputs].numpy()
         wanted = cir.update(inputs, gradients, 3, 4)
@@ -181,7 +182,7 @@ def test_what_cannot_be_collapsed_is_said() -> None:
     with pytest.raises(
         UndoProbeError, match=r"no linear map ends in 'mlp.W_up': there are attn.W_K, attn.W_O"
     ):
-        collapse.linear_maps(model, ["mlp.W_up"])
+        linear_maps(model, ["mlp.W_up"])
     with pytest.raises(UndoProbeError, match="k_act is -1 and k_grad 2: give 0 or more directions"):
         collapse.collapse_bases(model, [(tokens, every)], loss, -1, 2)
     with pytest.raises(UndoProbeError, match="there is nothing to collapse: no batch was given"):
@@ -197,7 +198,7 @@ def test_what_cannot_be_collapsed_is_said() -> None:
         collapse.gradient_bases({"a": torch.zeros(3, 3)}, 1)
     model.cfg.use_split_qkv_input = True
     with pytest.raises(UndoProbeError, match="collapse needs one input a map"):
-        collapse.linear_maps(model)
+        linear_maps(model)
 
 
 def test_a_side_removes_from_copies() -> None:
@@ -205,3 +206,16 @@ def test_a_side_removes_from_copies() -> None:
     before = vectors.clone()
     Side(torch.eye(4)[:, :2], torch.ones(2)).remove(vectors)
     assert torch.equal(vectors, before)
+
+
+def test_bands_part_an_update_and_lie_across_each_other() -> None:
+    draw = torch.Generator().manual_seed(0)
+    seen = linalg.StreamedPCA(12, dtype=torch.float64).update(
+        torch.randn(90, 12, generator=draw).double() + 1
+    )
+    whole, vectors = collapse.side_of(seen, 11), torch.randn(5, 12, generator=draw).double()
+    bands = [whole.only(first, end).remove(vectors) for first, end in ((0, 1), (1, 4), (4, 11))]
+    torch.testing.assert_close(sum(bands), vectors - whole.remove(vectors))
+    mean = (seen.mean / seen.mean.norm()).double()
+    torch.testing.assert_close(bands[0], (vectors @ mean)[:, None] * mean)
+    assert float((bands[1] * bands[2]).sum(1).abs().max()) < 1e-12

@@ -8,9 +8,8 @@ A weight acts from the right here, ``y = a W``: its gradient is the sum over tok
 the same directions from every ``a_t`` and ``g_t`` is one projection of the finished gradient on each side.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,184 +18,34 @@ from torch import Tensor
 
 from undo_probe import linalg
 from undo_probe.errors import UndoProbeError
+from undo_probe.linear_maps import Loss, linear_maps, token_vectors
 from undo_probe.models import HookedTransformer, as_matrix, from_matrix
 
 Rows = tuple[Int[Tensor, "row pos"], Bool[Tensor, "row read"]]
 """Token ids, and which positions' vectors count."""
-Loss = Callable[[HookedTransformer, Int[Tensor, "row pos"]], Tensor]
 Softness = Literal["hard", "soft"]
-
-
-@dataclass(frozen=True)
-class LinearMap:
-    """A weight and where its inputs and its outputs' gradients are met.
-
-    ``inputs`` is a module with the name of the argument that the weight multiplies (empty for its first one), or a hook
-    point with ``output``; ``outputs`` is the module whose output's gradient is that of the weight's outputs.
-    """
-
-    weight: str
-    inputs: tuple[str, str]
-    outputs: str
-
-
-def linear_maps(model: HookedTransformer, wanted: Sequence[str] = ()) -> list[LinearMap]:
-    """The linear maps of a model's blocks, in order.
-
-    The inputs of a map are those of its module: ``ln2.hook_normalized`` comes before the norm's gain, and in a block
-    with norms behind attention and MLP ``hook_mlp_out`` comes after one.
-
-    Args:
-        model: left as it is.
-        wanted: endings of weight names such as ``mlp.W_out``; all of them if empty.
-
-    Raises:
-        UndoProbeError: no map has such an ending, or blocks keep a copy of their input for each head.
-    """
-    cfg = model.cfg
-    if cfg.use_attn_in or cfg.use_split_qkv_input or cfg.act_fn == "solu_ln":
-        raise UndoProbeError(
-            "collapse needs one input a map: switch use_attn_in and use_split_qkv_input off, and take an activation "
-            f"without a norm of its own (this one is {cfg.act_fn})"
-        )
-    known = set(dict(model.named_parameters()))
-    maps = [each for layer in range(cfg.n_layers) for each in _block_maps(f"blocks.{layer}", known)]
-    chosen = [each for each in maps if not wanted or each.weight.endswith(tuple(wanted))]
-    missing = [ending for ending in wanted if not any(each.weight.endswith(ending) for each in maps)]
-    if missing:
-        endings = sorted({each.weight.split(".", 2)[2] for each in maps})
-        raise UndoProbeError(f"no linear map ends in {missing[0]!r}: there are {', '.join(endings)}")
-    return chosen
-
-
-def _block_maps(block: str, known: set[str]) -> list[LinearMap]:
-    attn, mlp = f"{block}.attn", f"{block}.mlp"
-    # queries, keys and values read the same vectors, as do both halves of a gated MLP
-    shared = {letter: "_" if f"{attn}._W_{letter}" in known else "" for letter in "KV"}
-    gated = f"{mlp}.W_gate" in known
-    maps = [
-        LinearMap(f"{attn}.W_Q", (attn, "query_input"), f"{attn}.hook_q"),
-        LinearMap(f"{attn}.{shared['K']}W_K", (attn, "query_input"), f"{attn}.hook_k"),
-        LinearMap(f"{attn}.{shared['V']}W_V", (attn, "query_input"), f"{attn}.hook_v"),
-        LinearMap(f"{attn}.W_O", (f"{attn}.hook_z", "output"), attn),
-        LinearMap(f"{mlp}.W_gate", (mlp, ""), f"{mlp}.hook_pre"),
-        LinearMap(f"{mlp}.W_in", (mlp, ""), f"{mlp}.hook_pre_linear" if gated else f"{mlp}.hook_pre"),
-        LinearMap(f"{mlp}.W_out", (f"{mlp}.hook_post", "output"), mlp),
-    ]
-    return [each for each in maps if each.weight in known]
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What one forward pass met: inputs by place, outputs by module or hook point."""
-
-    inputs: dict[tuple[str, str], Float[Tensor, "row pos ..."]] = field(default_factory=dict)
-    outputs: dict[str, Float[Tensor, "row pos ..."]] = field(default_factory=dict)
-
-
-@contextmanager
-def record(model: HookedTransformer, maps: Sequence[LinearMap]) -> Iterator[Recorded]:
-    """Keeps inputs and outputs of linear maps while the block runs the model; no hook stays."""
-    seen, handles = Recorded(), []
-
-    def entering(place: tuple[str, str]) -> Callable[..., None]:
-        def take(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.inputs[place] = kwargs[place[1]] if place[1] in kwargs else args[0]
-
-        return take
-
-    def leaving(found: dict[Any, Tensor], place: Any) -> Callable[..., None]:
-        def take(_module: Any, _args: Any, output: Tensor) -> None:
-            found[place] = output
-
-        return take
-
-    try:
-        for place in dict.fromkeys(each.inputs for each in maps):
-            module = model.get_submodule(place[0])
-            if place[1] == "output":
-                handles.append(module.register_forward_hook(leaving(seen.inputs, place)))
-            else:
-                handles.append(module.register_forward_pre_hook(entering(place), with_kwargs=True))
-        for name in dict.fromkeys(each.outputs for each in maps):
-            handles.append(model.get_submodule(name).register_forward_hook(leaving(seen.outputs, name)))
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def kept_places(
-    answer_mask: Bool[Tensor, "row pos"], tokens: Literal["all", "answers"] = "all"
-) -> Bool[Tensor, "row read"]:
-    """Which places count of those that a model reads, all but a row's last.
-
-    ``answers``: those that predict an answer token. ``all``: every place up to the last of these, so no padding, but
-    the first, whose states are like no other's (and which is the beginning mark where there is one).
-    """
-    predicts = answer_mask[:, 1:]
-    if tokens == "answers":
-        return predicts
-    kept = predicts.flip(1).cumsum(dim=1).flip(1) > 0
-    kept[:, 0] = False
-    return kept
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """Inputs and output gradients of linear maps, one row a token, heads side by side."""
-
-    inputs: dict[tuple[str, str], Float[Tensor, "token d_in"]]
-    gradients: dict[str, Float[Tensor, "token d_out"]]
-
-
-def token_vectors(
-    model: HookedTransformer,
-    maps: Sequence[LinearMap],
-    tokens: Int[Tensor, "row pos"],
-    kept: Bool[Tensor, "row read"],
-    loss: Loss,
-) -> Vectors:
-    """One forward and backward pass: what every map read, and the loss's gradient at what it wrote.
-
-    The model's own gradients stay as they are. A kept token's gradient holds what comes back through attention, too.
-    ``kept`` may be narrower than the tokens: a place that it does not reach is not kept.
-
-    Raises:
-        UndoProbeError: the loss does not depend on a map's outputs.
-    """
-    with record(model, maps) as seen, torch.enable_grad():
-        value = loss(model, tokens)
-        names = list(seen.outputs)
-        found = torch.autograd.grad(value, [seen.outputs[name] for name in names], allow_unused=True)
-    gradients = dict(zip(names, found, strict=True))
-    lacking = [each.outputs for each in maps if gradients.get(each.outputs) is None]
-    if lacking:
-        raise UndoProbeError(
-            f"the loss does not depend on {lacking[0]}: collapse only weights that lie before what it reads"
-        )
-
-    def rows(vectors: Tensor) -> Tensor:
-        vectors = vectors.detach()
-        return vectors[:, : kept.shape[1]][kept[:, : vectors.shape[1]]].flatten(1)
-
-    return Vectors(
-        {place: rows(vectors) for place, vectors in seen.inputs.items()},
-        {name: rows(gradient) for name, gradient in gradients.items() if gradient is not None},
-    )
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Directions to take out of vectors of one kind, and how much of each: 1 is all of it."""
+    """Directions to take out of vectors of one kind, and how much of each: 1 is all of it.
+
+    ``inverted``, it takes out everything else.
+    """
 
     basis: Float[Tensor, "width k"]
     weight: Float[Tensor, " k"]
+    inverted: bool = False
 
     def remove(self, vectors: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
-        """``v - Q diag(w) Q' v`` for each row; the argument stays as it is."""
+        """``v - Q diag(w) Q' v`` for each row, or ``Q diag(w) Q' v``; the argument stays as it is."""
         basis = self.basis.to(vectors)
-        return vectors - ((vectors @ basis) * self.weight.to(vectors)) @ basis.T
+        inside = ((vectors @ basis) * self.weight.to(vectors)) @ basis.T
+        return inside if self.inverted else vectors - inside
+
+    def only(self, first: int, end: int) -> "Side":
+        """Takes out all but the directions from ``first`` on, before ``end``."""
+        return Side(self.basis[:, first:end], self.weight[first:end], inverted=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,6 +102,7 @@ def collapse_bases(
     softness: Softness = "hard",
     dtype: torch.dtype = torch.float32,
     at_most: bool = False,
+    band: tuple[int, int] | None = None,
 ) -> Bases:
     """The shared directions of every linear map: that of the mean, and ``k - 1`` principal components.
 
@@ -272,6 +122,8 @@ def collapse_bases(
         dtype: of the statistics, float32 or float64; eigenvalue problems are solved in float64.
         at_most: where fewer directions carry variance, take out those: of tokens that all end in the same word, the
             first block's inputs have only a few.
+        band: takes out all but the directions from the first number on, before the second, the mean's being number 0;
+            with ``k_act`` and ``k_grad`` as large as its end.
 
     Raises:
         UndoProbeError: more directions than the vectors have, or nothing to collapse.
@@ -284,7 +136,7 @@ def collapse_bases(
         vectors = token_vectors(model, maps, tokens, kept, loss)
         inputs.update(vectors.inputs)
         outputs.update(vectors.gradients)
-    read, written = inputs.sides(softness, at_most), outputs.sides(softness, at_most)
+    read, written = inputs.sides(softness, at_most, band), outputs.sides(softness, at_most, band)
     return Bases(
         tuple(each.weight for each in maps),
         {each.weight: read[each.inputs] for each in maps if each.inputs in read},
@@ -307,10 +159,16 @@ class _Streams:
                 self.seen[place] = linalg.StreamedPCA(rows.shape[1], rows.device, self.dtype)
             self.seen[place].update(rows)
 
-    def sides(self, softness: Softness, at_most: bool = False) -> dict[Any, Side]:
+    def sides(self, softness: Softness, at_most: bool, band: tuple[int, int] | None) -> dict[Any, Side]:
         if self.k and not self.seen:
             raise UndoProbeError("there is nothing to collapse: no batch was given")
-        return {place: side_of(seen, self.k, softness, at_most) for place, seen in self.seen.items()}
+        if band is None:
+            return {place: side_of(seen, self.k, softness, at_most) for place, seen in self.seen.items()}
+        # all directions together have no order any more
+        return {
+            place: side_of(seen, min(self.k, len(seen.mean) - 1), softness, at_most=True).only(*band)
+            for place, seen in self.seen.items()
+        }
 
 
 def side_of(seen: linalg.StreamedPCA, k: int, softness: Softness = "hard", at_most: bool = False) -> Side:

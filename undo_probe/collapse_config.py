@@ -18,23 +18,32 @@ class BudgetConfig(Section):
     (the same relation; of invented people those both of whose names forgotten people bear), ``neutral`` on running
     text; what is null is only measured. Unlearning ends where the first limit is met, after a step of which only the
     part is taken that meets it. Of each set ``rows`` rows are read, after every step.
+
+    Two limits match controls by other things than harm: ``moved`` is the L2 norm of the change of all weights,
+    ``forgotten`` what the answers of D lose on average, in nats.
     """
 
     retain: Nats | None = None
     siblings: Nats | None = None
     neutral: Nats | None = None
+    moved: Positive | None = None
+    forgotten: Nats | None = None
     rows: Count = 256
 
     @model_validator(mode="after")
     def _limits_something(self) -> Self:
         if not self.limits:
-            raise ValueError("a budget without a limit: give retain, siblings or neutral, in nats a token")
+            raise ValueError(
+                "a budget without a limit: give retain, siblings or neutral, in nats a token, or another"
+            )
         return self
 
     @property
     def limits(self) -> dict[str, float]:
         """The limits that are set, by name."""
-        found = {name: getattr(self, name) for name in ("retain", "siblings", "neutral")}
+        found = {
+            name: getattr(self, name) for name in ("retain", "siblings", "neutral", "moved", "forgotten")
+        }
         return {name: limit for name, limit in found.items() if limit is not None}
 
 
@@ -80,15 +89,31 @@ class CIRConfig(CollapseFit):
     The directions are those of ``basis_batches`` batches of forget rows, retain rows or both, or ``random`` ones of
     the same number as a control, and are found anew every ``refresh`` steps. ``form`` is one projection of the
     finished gradient on each side, or the sum over ``tokens`` of collapsed vectors.
+
+    With a ``band`` an update is not freed from directions but held to some: those from its first number on, before its
+    second, the mean being number 0 and the first component 1. It shows what an update there does.
     """
 
     k_act: Steps | None = None
     k_grad: Steps | None = None
+    band: tuple[Steps, Count] | None = None
     softness: Literal["hard", "soft"] = "hard"
     basis: Literal["forget", "retain", "both", "random"] = "forget"
     basis_batches: Count = 4
     refresh: Count = 5
     form: Literal["projected", "tokens"] = "projected"
+
+    @model_validator(mode="after")
+    def _a_band_of_components(self) -> Self:
+        if self.band is None:
+            return self
+        first, end = self.band
+        if first >= end or (self.k_act, self.k_grad) != (None, None) or self.basis == "random":
+            raise ValueError(
+                f"the band {first} to {end} is empty, or stands beside k_act, k_grad or random directions: give two "
+                "rising numbers, and leave those out"
+            )
+        return self
 
 
 class RepSelectConfig(CollapseFit):

@@ -8,6 +8,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(gt=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Steps = Annotated[int, Field(ge=0)]
+FOLDS = 5
+Fold = Annotated[int, Field(ge=0, lt=FOLDS)]
 Shots = Annotated[int, Field(ge=0, le=64)]
 
 
@@ -93,11 +95,12 @@ class InventedConfig(Section):
     of which one, drawn for each fact, is kept for testing. ``forget_share`` of the people are to be forgotten.
     ``unlearn_wordings`` says whether unlearning and distillation meet the test's wording of the forget people's
     questions (``all``) or whether its forgetting has to carry over (``trained``); it is never met with retain people.
-    ``shots``: as in :class:`ArithmeticConfig`.
+    ``shots``: as in :class:`ArithmeticConfig`. With a ``fold`` the people of T and V are dealt anew: V is that fifth of
+    them, T the others, so that over five folds each is once in V.
     """
 
     name: Literal["invented"] = "invented"
-    later: ClassVar[tuple[str, ...]] = ("shots",)
+    later: ClassVar[tuple[str, ...]] = ("shots", "fold")
     people: Annotated[int, Field(ge=8, le=1000)] = 240
     relations: Annotated[int, Field(ge=1, le=6)] = 4
     answers: Annotated[int, Field(ge=2, le=16)] = 12
@@ -106,6 +109,7 @@ class InventedConfig(Section):
     forget_shares: tuple[Share, Share, Share, Share] = (0.35, 0.35, 0.2, 0.1)
     unlearn_wordings: Literal["all", "trained"] = "all"
     shots: Shots = 0
+    fold: Fold | None = None
 
     @model_validator(mode="after")
     def _something_is_forgotten(self) -> Self:
@@ -207,8 +211,12 @@ class QuestionSource(Section):
 
 
 class AskedConfig(Section):
-    """What tasks share that ask the user's own questions or facts of a model with a tokenizer of its own."""
+    """What tasks share that ask the user's own questions or facts of a model with a tokenizer of its own.
 
+    ``fold``: as in :class:`InventedConfig`, of families.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("fold",)
     tokenizer: str = ""
     tokenizer_revision: str = "main"
     near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.5
@@ -217,6 +225,7 @@ class AskedConfig(Section):
     forget_shares: tuple[Share, Share, Share, Share] = (0.4, 0.4, 0.1, 0.1)
     retain_shares: tuple[Share, Share, Share] = (0.6, 0.15, 0.25)
     cache: str = ""
+    fold: Fold | None = None
 
     @model_validator(mode="after")
     def _shares(self) -> Self:

@@ -6,8 +6,8 @@ import tiny
 import torch
 from torch import Tensor
 
-from undo_probe.collapse import kept_places, token_vectors
 from undo_probe.linalg import StreamedPCA
+from undo_probe.linear_maps import kept_places, token_vectors
 from undo_probe.measures import ItemScores, Statistic
 from undo_probe.measures.selectivity import selectivity
 from undo_probe.measures.subspaces import (

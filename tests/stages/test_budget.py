@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -10,6 +11,7 @@ from references import losses as reference
 from undo_probe.collapse_config import BudgetConfig, CIRConfig
 from undo_probe.config import FitConfig, MaxEntConfig, UnlearnConfig
 from undo_probe.errors import UndoProbeError
+from undo_probe.evaluation import answer_log_probability
 from undo_probe.losses import answer_logits
 from undo_probe.models import HookedTransformer, clone, content_hash
 from undo_probe.plan import plan
@@ -47,7 +49,8 @@ def test_the_gauge_reads_kl_from_the_model_as_it_came() -> None:
     other = moved(tiny.knowing(), 0.05)
     assert gauge(other)["retain"] == pytest.approx(harm(other), rel=1e-4)
     rows = len(TASK.rows("retain_dev"))
-    assert gauge.spent == pytest.approx(3 * tiny.forward_flops(other, rows))  # two readings, and one before
+    asked = len(TASK.rows("forget_D"))  # once, before; retain twice more
+    assert gauge.spent == pytest.approx(tiny.forward_flops(other, 3 * rows + asked))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +113,33 @@ def test_a_direction_is_followed_until_its_share_is_used() -> None:
     assert 0.5 * NEAR_ENOUGH <= used[0] <= 0.5 + 1e-5
     assert NEAR_ENOUGH <= used[1] <= 1 + 1e-5
     assert budget.bound == "retain"
+
+
+@pytest.mark.parametrize(("limit", "value"), [("moved", 0.5), ("forgotten", 0.3)])
+def test_a_control_ends_where_the_weights_moved_or_the_answers_were_lost_as_far(
+    limit: str, value: float
+) -> None:
+    settings = CIRConfig(
+        steps=30, step_norm=0.2, k_act=0, k_grad=0, batch_size=16, budget=BudgetConfig(**{limit: value})
+    )
+    result = METHODS["cir"](tiny.knowing(), TASK, settings, Context(0))
+    rows, pairs = (
+        TASK.rows("forget_D"),
+        zip(result.model.parameters(), tiny.knowing().parameters(), strict=True),
+    )
+    lost = {
+        "moved": float(torch.cat([(a - b).detach().flatten() for a, b in pairs]).norm()),
+        "forgotten": float(
+            np.mean(
+                [answer_log_probability(tiny.knowing(), rows) - answer_log_probability(result.model, rows)]
+            )
+        ),
+    }
+    record = result.extra["budget"]
+    assert record["bound"] == limit
+    assert NEAR_ENOUGH * value <= lost[limit] <= value * (1 + 1e-4)
+    assert {name: record[name] for name in lost} == pytest.approx(lost, rel=1e-3)
+    assert f"; {limit} " in result.stopped and set(record["kl"]) == {"retain"}
 
 
 def test_a_set_that_the_task_does_not_have_cannot_be_limited() -> None:

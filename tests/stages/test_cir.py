@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from pydantic import ValidationError
 from references import losses as reference
 from torch import Tensor
 
 from undo_probe import losses
 from undo_probe.attacks import attack
-from undo_probe.collapse import kept_places
 from undo_probe.collapse_config import BudgetConfig, CIRConfig, RepSelectConfig
 from undo_probe.errors import UndoProbeError
+from undo_probe.linear_maps import kept_places
 from undo_probe.models import HookedTransformer, as_matrix, clone, content_hash, weights
 from undo_probe.pipeline import run_undo
 from undo_probe.report import write_report
@@ -154,6 +155,24 @@ def test_where_all_is_shared_nothing_is_left_to_change() -> None:
     assert done.stopped == "nothing left to change at step 0"
     assert content_hash(done.model) == content_hash(tiny.knowing())
     assert done.ledger.steps == 0
+
+
+def test_a_band_holds_the_step_to_its_components() -> None:
+    def moved(**changed: Any) -> dict[str, Tensor]:
+        settings = CIRConfig(steps=1, batch_size=32, basis_batches=1, step_norm=0.5, **changed)
+        result = cir(tiny.knowing(), TASK, settings, Context(0))
+        return {
+            name: as_matrix(name, p - tiny.knowing().get_parameter(name)).detach()
+            for name, p in result.model.named_parameters()
+            if name.endswith("W_in")
+        }
+
+    few, rest = moved(band=(0, 3)), moved(band=(3, 16))
+    for name, step in few.items():
+        assert torch.linalg.matrix_rank(step, rtol=1e-3) <= 3
+        assert float((step.T @ rest[name]).norm()) < 1e-3 * float(step.norm() * rest[name].norm())
+    with pytest.raises(ValidationError, match="the band 4 to 4 is empty, or stands beside k_act"):
+        CIRConfig(band=(4, 4))
 
 
 def test_a_refresh_finds_new_directions_and_is_paid_for() -> None:

@@ -374,3 +374,15 @@ def test_with_shots_questions_stand_in_line_and_nothing_stored_before_changes() 
     assert torch.equal(line.answer_mask.view(20, -1), one.answer_mask)
     assert "shots" not in small().config.identity()
     assert packed.fingerprint != small().fingerprint
+
+
+def test_over_five_folds_everybody_of_t_and_v_is_once_in_v(whole: InventedTask) -> None:
+    folds = [InventedTask(InventedConfig(fold=fold), seed=3) for fold in range(5)]
+    both = people(whole, "forget_T", "forget_V")
+    dealt = [people(task, "forget_V") for task in folds]
+    assert sorted(person for part in dealt for person in part) == sorted(both)
+    for task, part in zip(folds, dealt, strict=True):
+        assert people(task, "forget_T") == both - part
+        assert people(task, "forget_W") == people(whole, "forget_W")
+        assert asked(task, *HELD_OUT, *TRAINING) == asked(whole, *HELD_OUT, *TRAINING)
+    assert len({task.fingerprint for task in (whole, *folds)}) == 6

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from undo_probe.collapse import LinearMap, side_of
+from undo_probe.collapse import side_of
 from undo_probe.linalg import project_out
+from undo_probe.linear_maps import LinearMap
 from undo_probe.measures import ItemScores
 from undo_probe.measures.subspaces import (
     MAX_ROWS,

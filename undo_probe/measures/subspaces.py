@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from undo_probe import losses
-from undo_probe.collapse import LinearMap, kept_places, linear_maps, token_vectors
 from undo_probe.config import AttackConfig, FitConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.linalg import PCA, StreamedPCA, principal_angles, project_out
+from undo_probe.linear_maps import LinearMap, kept_places, linear_maps, token_vectors
 from undo_probe.measures import ItemScores, Statistic
 from undo_probe.models import HookedTransformer, as_matrix, clone
 from undo_probe.tasks.protocol import Task, TokenSet

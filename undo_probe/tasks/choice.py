@@ -79,7 +79,9 @@ class ChoiceTask:
         self.words = _words(config)
         self._sets = {
             name: self._split(name, part, shots)
-            for name, part in dealt(kept, config.forget_shares, config.retain_shares, seed).items()
+            for name, part in dealt(
+                kept, config.forget_shares, config.retain_shares, seed, config.fold
+            ).items()
         }
         check_disjoint(self._sets)
         self._texts = {
@@ -95,7 +97,7 @@ class ChoiceTask:
         }
         self.fingerprint = digest(
             {
-                "task": config.model_dump(mode="json", exclude=names),
+                "task": config.identity(*names),
                 "names": [config.forget.name, config.retain.name],
                 "questions": rows,
                 "texts": {name: text.content for name, text in self._texts.items()},

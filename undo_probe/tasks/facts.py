@@ -238,7 +238,8 @@ class FactsTask(Pooled):
         """The rows of every split: one a fact in its held-out wording, and in ``_trained`` those in the others."""
         config = self.config
         parts: dict[str, list[Asked]] = {}
-        for name, members in dealt(kept, config.forget_shares, config.retain_shares, self._seed).items():
+        shares = config.forget_shares, config.retain_shares
+        for name, members in dealt(kept, *shares, self._seed, config.fold).items():
             held, trained = parts.setdefault(name, []), parts.setdefault(f"{name}{TRAINED}", [])
             for each in members:
                 wordings = asked[each.fact.name]

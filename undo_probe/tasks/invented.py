@@ -24,6 +24,7 @@ from undo_probe.files import digest
 from undo_probe.randomness import derive_seed
 from undo_probe.records import TaskWords
 from undo_probe.task_config import InventedConfig
+from undo_probe.tasks.dealing import by_shares
 from undo_probe.tasks.pool import Pool, Pooled, best_constants, by_side
 from undo_probe.tasks.protocol import (
     FORGET_SPLITS,
@@ -187,10 +188,11 @@ def _places(config: InventedConfig, draw: np.random.Generator) -> list[str]:
     """The forget set of each person, or the retain split in which the person is asked in the held-out wording."""
     order = draw.permutation(config.people)
     forget = round(config.forget_share * config.people)
-    edges = np.round(np.cumsum(config.forget_shares) / np.sum(config.forget_shares) * forget).astype(int)
     place = np.empty(config.people, dtype=object)
-    for split, start, end in zip(FORGET_SPLITS, [0, *edges[:-1]], edges, strict=True):
-        place[order[start:end]] = split
+    for split, people in zip(
+        FORGET_SPLITS, by_shares(order[:forget], config.forget_shares, config.fold), strict=True
+    ):
+        place[people] = split
     half = forget + (config.people - forget) // 2
     place[order[forget:half]] = "retain_dev"
     place[order[half:]] = "retain_test"

@@ -17,6 +17,7 @@ from torch import Tensor
 from undo_probe import losses
 from undo_probe.collapse_config import BudgetConfig
 from undo_probe.errors import UndoProbeError
+from undo_probe.evaluation import answer_log_probability
 from undo_probe.models import HookedTransformer
 from undo_probe.tasks import Task, TokenSet
 from undo_probe.tasks.bystanders import bystanders
@@ -29,11 +30,17 @@ NEAR_ENOUGH = 0.98
 DOUBLINGS = 30
 HELD = 2**26
 """Logits of the first model that are kept: with a large vocabulary fewer rows are read than asked for."""
+BESIDE_HARM = "moved", "forgotten"
+"""Limits that are no harm: for controls that are matched by them."""
 _BATCH = 2**24
 
 
 class Gauge:
-    """KL(model as it came || model) in nats, averaged over the answer tokens of each set."""
+    """How far a model is from the one that it came from.
+
+    By set, KL(model as it came || model) in nats, averaged over the answer tokens; where that is limited, also
+    ``forgotten``, what the answers of D have lost in nats.
+    """
 
     def __init__(self, before: HookedTransformer, task: Task, budget: BudgetConfig, device: str) -> None:
         """Reads every set once.
@@ -48,21 +55,31 @@ class Gauge:
             tokens, mask = part.tokens.to(device), part.answer_mask.to(device)
             self.flops += step_cost(before, len(part), tokens.shape[1], passes=1).flops
             self._sets[name] = tokens, mask, _answers(before, tokens, mask)
-        lacking = [name for name in budget.limits if name not in self._sets]
+        lacking = [name for name in budget.limits if name not in (*self._sets, *BESIDE_HARM)]
         if lacking:
             raise UndoProbeError(
                 f"unlearn.budget limits {lacking[0]}, but the task {task.name} has {', '.join(self._sets)} only: leave "
                 "that limit out"
             )
+        self._limited = budget.forgotten is not None
+        self._asked, self._knew = task.rows("forget_D").evenly(budget.rows), 0.0
+        self._asking = step_cost(before, len(self._asked), self._asked.tokens.shape[1], passes=1).flops
+        self._asks = 0
+        self._knew = -self.forgotten(before)
 
     def __call__(self, model: HookedTransformer) -> dict[str, float]:
-        """By set, how far the model is from the one that it came from; 0 or more, up to rounding."""
+        """As the class says; 0 or more but for ``forgotten``, up to rounding."""
         self.readings += 1
         found = {}
         with torch.no_grad():
             for name, (tokens, mask, before) in self._sets.items():
                 found[name] = float(losses.forward_kl(_answers(model, tokens, mask), before))
-        return found
+        return {**found, "forgotten": self.forgotten(model)} if self._limited else found
+
+    def forgotten(self, model: HookedTransformer) -> float:
+        """What the answers of D have lost on average, in nats."""
+        self._asks += 1
+        return self._knew - float(answer_log_probability(model, self._asked).mean())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,7 +89,7 @@ class Gauge:
     @property
     def spent(self) -> float:
         """FLOPs of all readings until now, the first model's among them."""
-        return (1 + self.readings) * self.flops
+        return (1 + self.readings) * self.flops + self._asks * self._asking
 
 
 def budget_rows(task: Task, fit: Mapping[str, Any]) -> int:
@@ -115,7 +132,7 @@ class Budget:
 
     def look(self, model: HookedTransformer) -> bool:
         """Whether unlearning is over: then the model was moved back, to where a limit is just met."""
-        found = self.gauge(model)
+        found = self._read(model)
         self.bound = self._broken(found)
         if self.bound:
             after = _weights(model)
@@ -133,7 +150,7 @@ class Budget:
         scale, within = 1.0, 0.0
         for _ in range(DOUBLINGS):
             _place(model, self.last, step, scale)
-            found = self.gauge(model)
+            found = self._read(model)
             broken = self._broken(found, share)
             if broken:
                 self.bound = broken
@@ -149,7 +166,7 @@ class Budget:
         for _ in range(HALVINGS):
             middle = (within + beyond) / 2
             _place(model, self.last, step, middle)
-            found = self.gauge(model)
+            found = self._read(model)
             broken = self._broken(found, share)
             if broken:
                 beyond, self.bound = middle, broken
@@ -158,6 +175,10 @@ class Budget:
             if self._used(found) >= NEAR_ENOUGH * share:
                 break
         _place(model, self.last, step, within)
+
+    def _read(self, model: HookedTransformer) -> dict[str, float]:
+        found = self.gauge(model)
+        return {**found, "moved": self.moved(model)} if "moved" in self.limits else found
 
     def _used(self, found: Mapping[str, float]) -> float:
         """The largest share of a limit that is used."""
@@ -180,22 +201,24 @@ class Budget:
     def record(self, model: HookedTransformer) -> dict[str, object]:
         """What a stored result says of its harm."""
         return {
-            "kl": self.found,
+            "kl": {name: self.found[name] for name in self.gauge.names},
             "limits": self.limits,
             "bound": self.bound,
             "moved": self.moved(model),
+            "forgotten": self.gauge.forgotten(model),
             "readings": self.gauge.readings,
         }
 
     def said(self) -> str:
         """The three figures in words, and which of them ended it."""
-        shown = [
-            f"{name} {value:.4f}" + (f" of {self.limits[name]:g}" if name in self.limits else "")
+        shown = {
+            name: f"{name} {value:.4f}" + (f" of {self.limits[name]:g}" if name in self.limits else "")
             for name, value in self.found.items()
-        ]
-        shown += [f"{name} none" for name in ("siblings", "neutral") if name not in self.found]
+        }
+        beside = "".join(f"; {shown.pop(name)}" for name in BESIDE_HARM if name in shown)
+        kl = [*shown.values(), *(f"{name} none" for name in ("siblings", "neutral") if name not in shown)]
         ended = f"budget of {self.bound} met" if self.bound else "budget not met"
-        return f"{ended} (KL in nats: {', '.join(shown)})"
+        return f"{ended} (KL in nats: {', '.join(kl)}{beside})"
 
 
 def _weights(model: HookedTransformer) -> dict[str, Tensor]:

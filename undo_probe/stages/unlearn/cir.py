@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from undo_probe import collapse
-from undo_probe.collapse import Bases, LinearMap, Side
+from undo_probe.collapse import Bases, Side
 from undo_probe.collapse_config import CIRConfig
+from undo_probe.linear_maps import LinearMap, kept_places, linear_maps
 from undo_probe.models import HookedTransformer, as_matrix
 from undo_probe.randomness import generator
 from undo_probe.stages import StageResult
@@ -48,6 +49,8 @@ def cir(model: HookedTransformer, task: Task, settings: CIRConfig, context: Cont
     """
     names, loss = trained_weights(model, settings), forget_loss(model, settings, context)
     width = default_k(model.cfg.d_model)
+    if settings.band is not None:
+        width = settings.band[1]
     counts = [width if k is None else k for k in (settings.k_act, settings.k_grad)]
     held: list[Bases] = []
 
@@ -79,7 +82,7 @@ def _collapsed(
         found = collapse.token_gradients(
             student,
             forget.tokens[:, :-1],
-            collapse.kept_places(forget.answer_mask, settings.tokens),
+            kept_places(forget.answer_mask, settings.tokens),
             lambda model, _, pair=(forget, retain): loss(model, *pair),
             bases,
         )
@@ -97,22 +100,28 @@ def _bases(
 ) -> Bases:
     """The directions that are taken out until the next refresh."""
     names, (k_act, k_grad), loss = what
-    maps = collapse.linear_maps(student, names)
+    maps = linear_maps(student, names)
     if not k_act and not k_grad:
         return Bases(tuple(names), {}, {})
     if settings.basis == "random":
         return _random(student, maps, (k_act, k_grad), context.seed + step)
     batches = list(_shown(task, settings, context, step))
-    rows = [
-        (batch.tokens[:, :-1], collapse.kept_places(batch.answer_mask, settings.tokens)) for batch in batches
-    ]
+    rows = [(batch.tokens[:, :-1], kept_places(batch.answer_mask, settings.tokens)) for batch in batches]
     of = {id(tokens): batch for (tokens, _), batch in zip(rows, batches, strict=True)}
 
     def of_tokens(model: HookedTransformer, tokens: Tensor) -> Tensor:
         return loss(model, of[id(tokens)], None)
 
     return collapse.collapse_bases(
-        student, rows, of_tokens, k_act, k_grad, weights=names, softness=settings.softness, at_most=True
+        student,
+        rows,
+        of_tokens,
+        k_act,
+        k_grad,
+        weights=names,
+        softness=settings.softness,
+        at_most=True,
+        band=settings.band,
     )
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from undo_probe import losses
 from undo_probe.activations import capture
-from undo_probe.collapse import kept_places
 from undo_probe.collapse_config import CollapseFit
+from undo_probe.linear_maps import kept_places
 from undo_probe.models import HookedTransformer
 from undo_probe.tasks import Batch
 

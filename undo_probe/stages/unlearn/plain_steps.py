@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from undo_probe import losses
-from undo_probe.collapse import linear_maps
 from undo_probe.collapse_config import CollapseFit
+from undo_probe.linear_maps import linear_maps
 from undo_probe.models import HookedTransformer, clone, to_device
 from undo_probe.randomness import deterministic
 from undo_probe.records import Ledger
