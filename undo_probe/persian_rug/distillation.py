@@ -65,7 +65,9 @@ def filtered(forget: Int[Tensor, " feature"], shown: bool = True) -> Lesson:
     return lesson
 
 
-def teach(student: Autoencoder, lesson: Lesson, config: RugConfig, context: Context | None = None) -> Autoencoder:
+def teach(
+    student: Autoencoder, lesson: Lesson, config: RugConfig, context: Context | None = None
+) -> Autoencoder:
     """A trained copy of the student; steps, rate, batch and seed are the configuration's, its start is not used."""
     context = context or Context()
     device = resolve_device(context.device)
@@ -139,9 +141,9 @@ def distillation_table(
         context: device, threads and progress.
 
     Returns:
-        ``imitation``, mean square error against the teacher on kept outputs; ``retain``, against the features; ``forget``,
-        that of the forgotten ones over their variance; ``r2_forget`` and ``r2_retain``, exact; ``probe_forget`` and
-        ``probe_retain``, what a probe finds (freed of the error of its fit).
+        ``imitation``, mean square error against the teacher on kept outputs; ``retain``, against the features;
+        ``forget``, that of the forgotten ones over their variance; ``r2_forget`` and ``r2_retain``, exact;
+        ``probe_forget`` and ``probe_retain``, what a probe finds (freed of the error of its fit).
 
     Raises:
         UndoProbeError: no seed, or a share that leaves nothing to forget.
@@ -163,7 +165,13 @@ def distillation_table(
             model = student.model
             if student.lesson is not None:
                 model = teach(model, student.lesson, own, context)
-            found.append({"student": student.name, "seed": seed, **_state(model, teacher, x, forget, keep, rows, own.p)})
+            found.append(
+                {
+                    "student": student.name,
+                    "seed": seed,
+                    **_state(model, teacher, x, forget, keep, rows, own.p),
+                }
+            )
     return pd.DataFrame(found)
 
 

@@ -134,9 +134,7 @@ class _World:
         return float(errors(model, self.held)[which].mean())
 
     def probe(self, model: Autoencoder, which: Tensor, samples: int) -> float:
-        train, test = (
-            (model.encode(x).detach(), x[:, which]) for x in (self.fitting[:samples], self.held)
-        )
+        train, test = ((model.encode(x).detach(), x[:, which]) for x in (self.fitting[:samples], self.held))
         return float(erasure.relearn(train, test).mean())
 
     def probe_loss(self, r2: float, samples: int, rank: int | None = None) -> float:
@@ -167,7 +165,12 @@ def _removal(at: _World, phi: float) -> Iterator[Effect]:
     forget, keep = divide(len(at.model.b), phi, at.seed)
     exact, samples = len(forget) / len(at.model.b), PROBE * at.n_d
     for name, model, foretold, rank in (
-        ("encoder ablation", erasure.ablate_encoder(at.model, forget), erasure.after_encoder_ablation, at.n_d),
+        (
+            "encoder ablation",
+            erasure.ablate_encoder(at.model, forget),
+            erasure.after_encoder_ablation,
+            at.n_d,
+        ),
         ("projection", erasure.project_out(at.model, forget), erasure.after_projection, at.n_d - len(forget)),
     ):
         after, tuned = foretold(at.r, at.p, exact), erasure.retune(model, keep, at.p)

@@ -5,6 +5,7 @@ those of the kept features, per output. The functions that change an autoencoder
 relearning attack then measures it with the suite's own tools. ``effects.py`` puts both into one table.
 """
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ from undo_probe.subspace import Subspace
 RIDGE = 1e-9
 """Penalty of the probe's regression, only there so that it is defined: least squares."""
 RANK = 1e-5
-"""Singular values of an encoder below this share of the largest are rounding: float32 leaves 1e-7 of what is removed."""
+"""Singular values of an encoder below this share of the largest are rounding: 1e-7 of what float32 removes is left."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +151,7 @@ def scaled_r2(r: Numbers, phi: Numbers, dose: Numbers) -> tuple[Array, Array]:
 
 def channel_bits(r2: Numbers) -> Array:
     """``-1/2 log2(1 - R^2)``: bits a sample of the Gaussian channel with that share of the variance explained."""
-    return (-np.log2(1 - _explained(r2)) / 2)[()]
+    return (np.log2(1 / (1 - _explained(r2))) / 2)[()]
 
 
 def _explained(r2: Numbers) -> Array:
@@ -230,6 +231,11 @@ def retune(model: Autoencoder, outputs: Int[Tensor, " feature"], p: float) -> Au
     encoder = model.W_in.detach().double()
     decoder = torch.linalg.pinv(encoder, rtol=RANK)[outputs]
     read = (decoder @ encoder)[:, outputs].diagonal()
+    if not bool(((read > RANK) & (read < 1 - RANK)).all()):
+        raise UndoProbeError(
+            f"the hidden state holds R^2 from {float(read.min()):.2g} to {float(read.max()):.2g} of these outputs: "
+            "expected more than nothing and less than all of each; leave out features that were ablated"
+        )
     best = optimum(read.numpy(), p)
     decoder = decoder * (torch.from_numpy(best.a) / read)[:, None]
     a, m = (torch.from_numpy(each) for each in (best.a, best.m))
@@ -268,8 +274,14 @@ def relearn(
 
     Hidden states that have lost directions are fine: what no sample shows is not used.
     """
-    (h, x), (h_test, x_test) = train, test
+    h, x = test
+    return (regress(*train)(h) - x.double()).square().mean(0)
+
+
+def regress(
+    h: Float[Tensor, "sample n_d"], x: Float[Tensor, "sample feature"]
+) -> Callable[[Float[Tensor, "row n_d"]], Float[Tensor, "row feature"]]:
+    """The linear probe of :func:`relearn`: hidden states to features, in float64."""
     centre = h.double().mean(0)
     fitted = fit_ridge(h.double() - centre, x.double(), torch.tensor([RIDGE], dtype=torch.float64))[0]
-    guess = (h_test.double() - centre) @ fitted[:-1] + fitted[-1]
-    return (guess - x_test.double()).square().mean(0)
+    return lambda states: (states.double() - centre) @ fitted[:-1] + fitted[-1]
