@@ -8,6 +8,7 @@ all. All of them forget alike; R^2 is what is left of the features in their hidd
 """
 
 import argparse
+from typing import Any
 
 from undo_probe.persian_rug.distillation import ALPHAS, distillation_table, over_seeds
 from undo_probe.persian_rug.training import RugConfig, RugFit
@@ -30,8 +31,9 @@ def main() -> None:
     asked = parser.parse_args()
     config = RugConfig(n_s=asked.n_s, r=asked.r, p=asked.p, fit=RugFit(steps=asked.steps))
     table = distillation_table(config, phi=asked.phi, alphas=asked.alpha, seeds=range(asked.seeds))
-    found = over_seeds(table)
-    found["text"] = [f"{each.value:.3g} [{each.low:.3g}, {each.high:.3g}]" for each in found.itertuples()]
+    found: Any = over_seeds(table)
+    limits = zip(found["value"], found["low"], found["high"], strict=True)
+    found["text"] = [f"{value:.3g} [{low:.3g}, {high:.3g}]" for value, low, high in limits]
     wide = found.pivot(index="student", columns="quantity", values="text")
     print(f"n_s = {asked.n_s}, r = {asked.r:g}, p = {asked.p:g}, phi = {asked.phi:g}, {asked.seeds} seeds\n")
     print(wide.loc[table["student"].unique(), found["quantity"].unique()].to_string())

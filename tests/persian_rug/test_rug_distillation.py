@@ -1,5 +1,7 @@
 """Distillation: what exact imitation must hand on, what a lesson shows, and what students are left with."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -55,7 +57,7 @@ def test_lessons_show_and_ask_what_they_say(teacher: Autoencoder) -> None:
 
 def test_the_table_has_every_student_and_what_must_be_so() -> None:
     config = RugConfig(n_s=64, fit=RugFit(steps=5, batch_size=32))
-    found = distillation.distillation_table(config, alphas=[0.4], seeds=[0, 1], rows=200)
+    found: Any = distillation.distillation_table(config, alphas=[0.4], seeds=[0, 1], rows=200)
     students = ["teacher", "exact imitation", "noised 0.4, imitates", "random, imitates"]
     students += ["random, clean targets", "teacher, clean targets", "random, never shown"]
     assert found["student"].tolist() == students * 2 and found["seed"].tolist() == [0] * 7 + [1] * 7
@@ -76,7 +78,7 @@ def test_intervals_over_seeds_are_students() -> None:
     made = pd.DataFrame(
         [{"student": "a", **dict.fromkeys(distillation.QUANTITIES, value)} for value in (1, 2, 3.0)]
     )
-    line = distillation.over_seeds(made).iloc[0]
+    line: Any = distillation.over_seeds(made).iloc[0]
     half = 4.302653 / 3**0.5  # t at 2 degrees of freedom, and a deviation of 1
     assert (line["value"], line["low"], line["high"]) == pytest.approx((2, 2 - half, 2 + half))
     assert (line["student"], line["quantity"], line["seeds"]) == ("a", "imitation", 3)

@@ -11,7 +11,7 @@ and the depth score. Its callers harvest tokens through a HookedTransformer; her
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -228,7 +228,7 @@ def calibrate(
         raise UndoProbeError(
             f"the doses are {list(doses)}: expected 0 and 1 among them, the anchors of survival"
         )
-    lines: list[dict[str, object]] = []
+    lines: list[dict[str, Any]] = []
     for seed in seeds:
         at = world(n_s, r, p, phi, seed, rows)
         lines += _seed(at, doses)
@@ -237,7 +237,7 @@ def calibrate(
     return pd.DataFrame(lines)
 
 
-def _seed(at: World, doses: Sequence[float]) -> Iterator[dict[str, object]]:
+def _seed(at: World, doses: Sequence[float]) -> Iterator[dict[str, Any]]:
     ablated = erasure.ablate_encoder(at.model, at.forget)
     n_d, n_s = at.model.W_in.shape
     setting = n_d / n_s, at.p, len(at.forget) / n_s
@@ -276,7 +276,7 @@ def _survival(stage: Reading, zero: Reading, one: Reading) -> dict[str, float]:
     return {name: np.nan if limit is None else limit for name, limit in limits.items()}
 
 
-def _of_probe(at: World, probe: Reading, known: Truth) -> Iterator[dict[str, object]]:
+def _of_probe(at: World, probe: Reading, known: Truth) -> Iterator[dict[str, Any]]:
     """R^2 and bits of the probe, as found and with the error of its fit taken off."""
     assert probe.rows is not None
     found = intervals.fieller(probe.rows, _varying(at), draws=0)
@@ -304,11 +304,11 @@ def scores(cells: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    groups = cells.groupby(["measure", "scale"], sort=False)
+    groups: Any = cells.groupby(["measure", "scale"], sort=False)
     return pd.DataFrame([{"measure": name, "scale": scale, **_score(own)} for (name, scale), own in groups])
 
 
-def _score(cells: "pd.DataFrame") -> dict[str, object]:
+def _score(cells: Any) -> dict[str, Any]:
     on_scale = bool((cells["scale"] == "survival").all())
     cells = cells.dropna(subset=["value"])
     doses, twins = (cells[cells["model"] == kind] for kind in ("dose", "twin"))
@@ -333,7 +333,7 @@ def _score(cells: "pd.DataFrame") -> dict[str, object]:
     }
 
 
-def _agreement(cells: "pd.DataFrame") -> float:
+def _agreement(cells: Any) -> float:
     import pandas as pd
 
     # a twin that differs from its dose by rounding alone is level with it
