@@ -10,7 +10,7 @@ import torch
 from undo_probe.errors import UndoProbeError
 from undo_probe.persian_rug import distillation, erasure
 from undo_probe.persian_rug.autoencoder import Autoencoder, start
-from undo_probe.persian_rug.effects import divide
+from undo_probe.persian_rug.effects import divide, errors
 from undo_probe.persian_rug.engineered import features
 from undo_probe.persian_rug.training import RugConfig, RugFit
 from undo_probe.randomness import generator
@@ -108,3 +108,20 @@ def test_imitation_hands_on_what_clean_targets_do_not() -> None:
     assert max(left["random, clean targets"], left["teacher, clean targets"]) < 0.01
     # what was never on keeps the short columns it was drawn with, and a probe finds them
     assert 0.01 < left["random, never shown"] < 0.5 * left["random, imitates"]
+
+
+@pytest.mark.slow
+def test_a_decoder_trained_on_what_is_left_reaches_what_is_foretold() -> None:
+    """Both ends of linear erasure, the decoder found by the package's loop and not by :func:`erasure.retune`."""
+    config = RugConfig(n_s=128, p=0.2, frozen_encoder=True, fit=RugFit(steps=500, batch_size=256))
+    rug = start(Autoencoder(config.n_s, config.n_d), "rug", config.p, 0)
+    forget, keep = divide(config.n_s, 0.1, 0)
+    x, share = features(8000, config.n_s, config.p, generator("trained decoder")), len(forget) / config.n_s
+    for erase, foretold in (
+        (erasure.ablate_encoder, erasure.after_encoder_ablation),
+        (erasure.project_out, erasure.after_projection),
+    ):
+        expected, erased = foretold(config.r, config.p, share), erase(rug, forget)
+        found = errors(distillation.teach(erased, distillation.filtered(forget), config), x)[keep].mean()
+        assert float(found) == pytest.approx(float(expected.retuned), rel=0.05)
+        assert float(found) < float(errors(erased, x)[keep].mean())

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from undo_probe.errors import UndoProbeError
-from undo_probe.persian_rug import erasure
 from undo_probe.persian_rug.effects import divide, erasure_table
 
 SMALL = {"n_s": 256, "p": 0.2, "phi": [0.1], "alpha": [0.2], "samples": [1.5, 4], "rows": 1000}
@@ -66,4 +65,3 @@ def test_what_makes_no_table_is_refused(call, text: str) -> None:  # noqa: ANN00
 def test_erasures_cost_what_is_foretold(r: float, p: float) -> None:
     found: Any = erasure_table(r=r, p=p, phi=[0.05, 0.2], alpha=[0.1, 0.4], seeds=[0, 1])
     assert found["met"].all(), found[~found["met"]]
-    assert float(erasure.after_relearning(0.0, p, 1, 100)) > 0

@@ -22,7 +22,7 @@ from undo_probe.persian_rug.autoencoder import Autoencoder, start
 from undo_probe.persian_rug.effects import divide, errors
 from undo_probe.persian_rug.engineered import features
 from undo_probe.persian_rug.theory import variance
-from undo_probe.persian_rug.training import Lesson, RugConfig, objective, step_flops
+from undo_probe.persian_rug.training import Lesson, RugConfig, objective, step_flops, trained_parts
 from undo_probe.randomness import generator
 from undo_probe.training import Context, Cost, fit, resolve_device
 
@@ -68,11 +68,14 @@ def filtered(forget: Int[Tensor, " feature"], shown: bool = True) -> Lesson:
 def teach(
     student: Autoencoder, lesson: Lesson, config: RugConfig, context: Context | None = None
 ) -> Autoencoder:
-    """A trained copy of the student; steps, rate, batch and seed are the configuration's, its start is not used."""
+    """A trained copy of the student, all of it or, with ``config.frozen_encoder``, its decoder.
+
+    Steps, rate, batch and seed are the configuration's; its start is not used.
+    """
     context = context or Context()
     device = resolve_device(context.device)
     loss, cost = objective(config, device, lesson), Cost(flops=step_flops(config))
-    return fit(student, config.fit, loss, context, cost=cost).model.to("cpu")
+    return fit(student, config.fit, loss, context, cost=cost, trainable=trained_parts(config)).model.to("cpu")
 
 
 def exact_imitation(teacher: Autoencoder, outputs: Int[Tensor, " feature"], seed: int = 0) -> Autoencoder:

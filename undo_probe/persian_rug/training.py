@@ -188,7 +188,7 @@ def train(config: RugConfig | None = None, *, context: Context | None = None, **
                 save_seconds=context.save_seconds, report=context.report),
         watch=watch,
         cost=Cost(flops=step_flops(config)),
-        trainable=(lambda name: name != "W_in") if config.frozen_encoder else None,
+        trainable=trained_parts(config),
     )  # fmt: skip
     final_seed = derive_seed(config.seed, "final")
     final = measured_loss(made.model, config.n_s, config.p, config.held_out, final_seed, device=device)
@@ -242,6 +242,11 @@ def objective(config: RugConfig, device: str, lesson: Lesson = lambda x: (x, x))
         return (model(shown) - wanted).square().sum(1).mean()
 
     return loss
+
+
+def trained_parts(config: RugConfig) -> Callable[[str], bool] | None:
+    """Which parameters are trained: None is all of them."""
+    return (lambda name: name != "W_in") if config.frozen_encoder else None
 
 
 def step_flops(config: RugConfig) -> float:
