@@ -176,6 +176,25 @@ def test_the_rug_prints_its_theory_trains_and_draws(call: Call, tmp_path: Path) 
     assert_users_mistake(call("rug", "train", "fit.stps=3"), "fit.stps", "the settings are n_s, r, p")
 
 
+def test_the_rug_tells_what_erasing_leaves(call: Call) -> None:
+    said = call("rug", "erase", "--n-s", "64", "--r", "0.5", "--p", "0.3", "--seeds", "1")
+    assert said.code == 0 and len(said.out.splitlines()) == 54
+    assert re.search(r"encoder ablation +0\.1 +loss, kept, re-fitted", said.out)
+    assert_users_mistake(call("rug", "erase", "--seeds", "0"), "no seed was given", "at least one")
+    assert_users_mistake(
+        call("rug", "calibrate", "--phi", "0"), "is 0 to forget", "some to forget and some to keep"
+    )
+
+
+@pytest.mark.slow
+def test_the_rug_calibrates_measures(call: Call) -> None:
+    said = call("rug", "calibrate", "--n-s", "64", "--p", "0.2", "--seeds", "1")
+    assert said.code == 0 and said.err == "seed 0\n"
+    assert re.search(r"cosine +survival .* True\n", said.out) and re.search(
+        r"CKA +survival .* False\n", said.out
+    )
+
+
 def test_pruning_also_takes_what_stages_share_and_can_make_again(call: Call, folder: Path) -> None:
     store = Run(folder).store
     used = store.keys()

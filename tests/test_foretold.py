@@ -9,7 +9,8 @@ from scipy import stats
 
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import write_json
-from undo_probe.foretold import BEFORE, cells, foretelling, partial_correlation, rank_correlation
+from undo_probe.foretold import BEFORE, cells, foretelling, partial_correlation
+from undo_probe.intervals import rank_correlation
 from undo_probe.records import Arm, Reading, Scorecard, reading_table
 from undo_probe.replicates import read_runs
 

@@ -342,6 +342,9 @@ def store_prune(
 
 Ratios = Annotated[list[float] | None, typer.Option("--r", help="Dimensions over features; several times.")]
 Rates = Annotated[list[float] | None, typer.Option("--p", help="How often a feature is on; several times.")]
+Ratio = Annotated[float, typer.Option("--r", help="Dimensions over features.")]
+Rate = Annotated[float, typer.Option("--p", help="How often a feature is on.")]
+Seeds = Annotated[int, typer.Option(help="How many, from 0.")]
 
 
 @rug_app.command("theory")
@@ -350,8 +353,7 @@ def rug_theory(r: Ratios = None, p: Rates = None) -> None:
     from undo_probe.persian_rug.pictures import theory_table
 
     for rate in p or [0.045]:
-        table = theory_table(r or [0.1, 0.25, 0.5, 0.75], rate)
-        typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+        _print(theory_table(r or [0.1, 0.25, 0.5, 0.75], rate))
 
 
 @rug_app.command("train")
@@ -379,15 +381,45 @@ def rug_train(
         return
     with _phase("rug") as phase:
         grid = grids.train_grid(base, out, workers=workers, device=device, progress=phase.event, **axes)
-    typer.echo(grid.table().to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    _print(grid.table())
     grid.check()
+
+
+@rug_app.command("erase")
+def rug_erase(
+    n_s: Annotated[int, typer.Option("--n-s", help="Features.")] = 512,
+    r: Ratio = 0.25,
+    p: Rate = 0.045,
+    seeds: Seeds = 4,
+) -> None:
+    """Print what every erasure costs and leaves behind: foretold, measured, their ratio."""
+    from undo_probe.persian_rug.effects import erasure_table
+
+    _print(erasure_table(n_s, r, p, seeds=range(seeds)))
+
+
+@rug_app.command("calibrate")
+def rug_calibrate(
+    n_s: Annotated[int, typer.Option("--n-s", help="Features.")] = 256,
+    r: Ratio = 0.25,
+    p: Rate = 0.045,
+    phi: Annotated[float, typer.Option(help="Share of the features whose dose is varied.")] = 0.1,
+    seeds: Seeds = 10,
+) -> None:
+    """Print how far each measure is to be trusted where the truth is known: bias, coverage, rank agreement."""
+    from undo_probe.persian_rug.calibration import calibrate, scores
+
+    cells = calibrate(
+        n_s, r, p, phi=phi, seeds=range(seeds), progress=lambda done: typer.echo(done, err=True)
+    )
+    _print(scores(cells))
 
 
 @rug_app.command("figure")
 def rug_figure(
     out: Annotated[Path, typer.Option(help="Where the page goes: .html or .json.")] = Path("rug.html"),
     carpet: Annotated[bool, typer.Option("--carpet", help="The matrix, not the loss.")] = False,
-    p: Annotated[float, typer.Option("--p", help="How often a feature is on.")] = 0.045,
+    p: Rate = 0.045,
     n_s: Annotated[int, typer.Option("--n-s", help="Features of the carpet.")] = 64,
     r: Annotated[float, typer.Option("--r", help="Dimensions over features of the carpet.")] = 0.25,
 ) -> None:
@@ -396,6 +428,10 @@ def rug_figure(
 
     figure = carpet_figure(n_s, r) if carpet else loss_figure(p)
     typer.echo(figure.save(out))
+
+
+def _print(table: Any) -> None:
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
 
 
 def _open_store(folder: Path) -> Any:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from undo_probe import intervals
 from undo_probe.errors import UndoProbeError
 from undo_probe.figures.look import layer_order
+from undo_probe.intervals import rank_correlation
 
 Values = Float[np.ndarray, " cell"]
 BEFORE = "accuracy before"
@@ -99,15 +100,6 @@ def _one_number(found: Any, predictor: Predictor) -> Any:
     if found.empty:
         return None
     return predictor.sign * found.groupby(["seed", "arm"])["value"].mean()
-
-
-def rank_correlation(a: Values, b: Values) -> float:
-    """Spearman's: in [-1, 1]; NaN where one of them does not vary or there are fewer than three cells."""
-    from scipy import stats
-
-    if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
 
 
 def partial_correlation(a: Values, b: Values, given: Values) -> float:

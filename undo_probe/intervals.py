@@ -621,6 +621,15 @@ def page_trend(matrix: ArrayLike) -> Significance:
     )
 
 
+def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
+    """Spearman's: in [-1, 1]; NaN where one of them does not vary or there are fewer than three values."""
+    from scipy.stats import rankdata  # scipy.stats is slow to import
+
+    if np.size(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
 def holm(p_values: ArrayLike) -> Array:
     """Holm's step-down adjusted p-values, in the order given.
 

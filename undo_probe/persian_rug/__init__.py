@@ -2,8 +2,9 @@
 
 Read ``theory.py`` first. ``limits.py`` has where the theory ends, ``rivals.py`` what it is measured against,
 ``engineered.py`` the weights that theory gives, ``training.py`` and ``grid.py`` what training finds instead,
-``diagnostics.py`` how to tell, ``erasure.py`` what erasing features leaves behind. Names are imported when they are
-used: theory needs no torch.
+``diagnostics.py`` how to tell, ``erasure.py`` what erasing features leaves behind, ``effects.py`` the same measured.
+``distillation.py`` has students of a teacher that hides features, ``calibration.py`` how far the suite's measures are
+to be trusted. Names are imported when they are used: theory needs no torch.
 """
 
 import importlib
@@ -42,6 +43,19 @@ _LAZY = {
     "perturb": "erasure",
     "project_out": "erasure",
     "relearn": "erasure",
+    "channel_bits": "erasure",
+    "readable": "erasure",
+    "retune": "erasure",
+    "rotate": "erasure",
+    "scale_encoder": "erasure",
+    "scaled_r2": "erasure",
+    "erasure_table": "effects",
+    "distillation_table": "distillation",
+    "exact_imitation": "distillation",
+    "over_seeds": "distillation",
+    "calibrate": "calibration",
+    "scores": "calibration",
+    "truth": "calibration",
     "diagnose": "diagnostics",
     "normality": "diagnostics",
     "rows_of": "diagnostics",
@@ -50,9 +64,16 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
+    from undo_probe.persian_rug.calibration import calibrate as calibrate
+    from undo_probe.persian_rug.calibration import scores as scores
+    from undo_probe.persian_rug.calibration import truth as truth
     from undo_probe.persian_rug.diagnostics import diagnose as diagnose
     from undo_probe.persian_rug.diagnostics import normality as normality
     from undo_probe.persian_rug.diagnostics import rows_of as rows_of
+    from undo_probe.persian_rug.distillation import distillation_table as distillation_table
+    from undo_probe.persian_rug.distillation import exact_imitation as exact_imitation
+    from undo_probe.persian_rug.distillation import over_seeds as over_seeds
+    from undo_probe.persian_rug.effects import erasure_table as erasure_table
     from undo_probe.persian_rug.engineered import features as features
     from undo_probe.persian_rug.engineered import frame as frame
     from undo_probe.persian_rug.engineered import measured_loss as measured_loss
@@ -64,10 +85,16 @@ if TYPE_CHECKING:
     from undo_probe.persian_rug.erasure import after_output_ablation as after_output_ablation
     from undo_probe.persian_rug.erasure import after_projection as after_projection
     from undo_probe.persian_rug.erasure import after_relearning as after_relearning
+    from undo_probe.persian_rug.erasure import channel_bits as channel_bits
     from undo_probe.persian_rug.erasure import linear_r2 as linear_r2
     from undo_probe.persian_rug.erasure import perturb as perturb
     from undo_probe.persian_rug.erasure import project_out as project_out
+    from undo_probe.persian_rug.erasure import readable as readable
     from undo_probe.persian_rug.erasure import relearn as relearn
+    from undo_probe.persian_rug.erasure import retune as retune
+    from undo_probe.persian_rug.erasure import rotate as rotate
+    from undo_probe.persian_rug.erasure import scale_encoder as scale_encoder
+    from undo_probe.persian_rug.erasure import scaled_r2 as scaled_r2
     from undo_probe.persian_rug.grid import train_grid as train_grid
     from undo_probe.persian_rug.limits import capacity_law as capacity_law
     from undo_probe.persian_rug.limits import features_held as features_held

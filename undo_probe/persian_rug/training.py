@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Self
@@ -19,7 +19,10 @@ from undo_probe.persian_rug.theory import optimal_loss, variance
 from undo_probe.randomness import derive_seed
 from undo_probe.records import Ledger
 from undo_probe.task_config import Count, Rate, Section, Steps
-from undo_probe.training import Context, Cost, Row, Watch, fit, resolve_device
+from undo_probe.training import Context, Cost, Loss, Row, Watch, fit, resolve_device
+
+Lesson = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Drawn features to what a student is shown and what it is to answer."""
 
 VERSION = 1
 """Raised when the same settings give other numbers."""
@@ -171,10 +174,6 @@ def train(config: RugConfig | None = None, *, context: Context | None = None, **
     device = resolve_device(context.device)
     held_out = max(64, config.held_out // 8)
 
-    def loss(model: torch.nn.Module, step: int) -> Tensor:
-        x = _batch(config, step, device)
-        return (model(x) - x).square().sum(1).mean()
-
     def look(model: Autoencoder, step: int) -> list[Row]:
         found = measured_loss(model, config.n_s, config.p, held_out, config.seed, device=device)
         return [{"value": found.value, "error": found.error, "n": held_out}]
@@ -184,12 +183,12 @@ def train(config: RugConfig | None = None, *, context: Context | None = None, **
     made = fit(
         config.model(),
         config.fit,
-        loss,
+        objective(config, device),
         Context(config.seed, device, context.precision, context.threads, context.folder,
                 save_seconds=context.save_seconds, report=context.report),
         watch=watch,
         cost=Cost(flops=step_flops(config)),
-        trainable=(lambda name: name != "W_in") if config.frozen_encoder else None,
+        trainable=trained_parts(config),
     )  # fmt: skip
     final_seed = derive_seed(config.seed, "final")
     final = measured_loss(made.model, config.n_s, config.p, config.held_out, final_seed, device=device)
@@ -234,9 +233,20 @@ def settings_from(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _batch(config: RugConfig, step: int, device: str) -> Tensor:
-    source = torch.Generator(device).manual_seed(derive_seed(config.seed, "rug batch", step))
-    return features(config.fit.batch_size, config.n_s, config.p, source, device)
+def objective(config: RugConfig, device: str, lesson: Lesson = lambda x: (x, x)) -> Loss:
+    """The loss of a step: square errors summed over outputs, on fresh features as the ``lesson`` has them."""
+
+    def loss(model: torch.nn.Module, step: int) -> Tensor:
+        source = torch.Generator(device).manual_seed(derive_seed(config.seed, "rug batch", step))
+        shown, wanted = lesson(features(config.fit.batch_size, config.n_s, config.p, source, device))
+        return (model(shown) - wanted).square().sum(1).mean()
+
+    return loss
+
+
+def trained_parts(config: RugConfig) -> Callable[[str], bool] | None:
+    """Which parameters are trained: None is all of them."""
+    return (lambda name: name != "W_in") if config.frozen_encoder else None
 
 
 def step_flops(config: RugConfig) -> float:
