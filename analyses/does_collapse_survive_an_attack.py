@@ -62,7 +62,7 @@ def main() -> None:
         folds=asked.folds, attacked=not asked.d, table=asked.table, workers=asked.workers,
     )  # fmt: skip
     numbers = ["before", "after", "moved", *(name for name in table if name.startswith("kl_"))]
-    means = table.groupby(["run", "way"])[numbers].mean().groupby("way").mean()
+    means = table.pivot_table(values=numbers, index="way")[numbers]
     facts, people = (len(table.drop_duplicates(["run", *by])) for by in (["family", "question"], ["family"]))
     print(f"{table['split'].iloc[0]}: {facts} facts of {people} people in {len(asked.runs)} runs")
     print(means.reindex([INTACT, *ways]).round(3).to_string())

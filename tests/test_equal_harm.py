@@ -14,7 +14,8 @@ from undo_probe.pipeline import run_undo
 from undo_probe.presets import preset
 from undo_probe.store import Run
 
-BUDGET = BudgetConfig(retain=0.05)
+LIMIT = 0.05
+BUDGET = BudgetConfig(retain=LIMIT)
 PLAIN: dict[str, Any] = {"k_act": 0, "k_grad": 0}
 WAYS = {
     "both": Way("cir", {"k_act": 4, "k_grad": 4}),
@@ -54,7 +55,7 @@ def test_all_are_held_to_one_harm_and_everybody_is_asked_once(
 ) -> None:
     config = preset(
         "facts-tiny", "task.people=40", "task.relations=2", "model.d_model=32", "model.n_layers=2",
-        "original.steps=120", "attack.steps=10", "attack.eval_steps=[0,5,10]", "attack.learning_rates=[0.003]",
+        "original.steps=120", "original.batch_size=128", "attack.batch_size=32", "attack.steps=10", "attack.eval_steps=[0,5,10]", "attack.learning_rates=[0.003]",
         "unlearn.cir.batch_size=64", "unlearn.cir.step_norm=0.3",
     )  # fmt: skip
     run = run_undo(config, tmp_path / "run", workers=1, until="original")
@@ -62,13 +63,13 @@ def test_all_are_held_to_one_harm_and_everybody_is_asked_once(
     assert set(table["way"]) == {INTACT, *WAYS} and set(table["split"]) == {"forget_V"}
     asked = [set(part["family"]) for _, part in table.groupby("fold")]
     assert asked[0] and not asked[0] & asked[1]
-    arms = table.groupby("way")[["kl_retain", "moved", "forgotten"]].mean()
+    arms = table.pivot_table(values=["kl_retain", "moved", "forgotten"], index="way")
     held = table[table["way"].isin(["both", "none"])]
-    assert (held["kl_retain"] <= BUDGET.retain + 1e-6).all() and (held["bound"] == "retain").all()
+    assert max(held["kl_retain"].tolist()) <= LIMIT + 1e-6 and set(held["bound"]) == {"retain"}
     for control, by in (("as far", "moved"), ("as lost", "forgotten")):
         assert arms.loc[control, by] == pytest.approx(arms.loc["both", by], rel=0.03)
     first, second = (
-        table[table["way"] == name].sort_values(["fold", "family", "question"])["after"].to_numpy()
+        table.loc[table["way"] == name].sort_values(by=["fold", "family", "question"])["after"].to_numpy()
         for name in ("both", "none")
     )
     assert difference(table, "both", "none").value == pytest.approx(float(np.mean(first - second)))

@@ -116,8 +116,8 @@ def equal_harm(
         if table is not None:
             with atomic_file(table) as temporary:
                 known.to_parquet(temporary)
-    wanted = {key for plan in plans for key in plan.keys}
-    return known[known["key"].isin(wanted)].drop(columns="key").reset_index(drop=True)
+    wanted = known["key"].isin([key for plan in plans for key in plan.keys])
+    return known.loc[wanted].drop(columns="key").reset_index(drop=True)
 
 
 def difference(table: "pd.DataFrame", one: str, other: str, value: str = "after") -> Interval:

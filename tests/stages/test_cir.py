@@ -43,7 +43,9 @@ def together(tensors: dict[str, Tensor]) -> Tensor:
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
 
 
-def states(model: HookedTransformer, batch: Batch, point: str, tokens: str) -> list[np.ndarray]:
+def states(
+    model: HookedTransformer, batch: Batch, point: str, tokens: Literal["all", "answers"]
+) -> list[np.ndarray]:
     """Kept vectors one by one, from the whole cache."""
     with torch.no_grad():
         _, cache = model.run_with_cache(batch.tokens)
