@@ -24,7 +24,7 @@ from undo_probe.pipeline import load_run
 from undo_probe.stages import StageResult
 from undo_probe.stages.unlearn import METHODS
 from undo_probe.task_config import FOLDS
-from undo_probe.tasks import TokenSet, build_task
+from undo_probe.tasks import TokenSet, asked_task, build_task
 from undo_probe.training import Context
 
 if TYPE_CHECKING:
@@ -202,7 +202,8 @@ def _one_fold(plan: _Plan, known: set[str]) -> "pd.DataFrame":
     import pandas as pd
 
     run = load_run(plan.folder)
-    task = build_task(run.config.task.model_copy(update={"fold": plan.fold}), run.manifest["split_seed"])
+    fold = run.config.task.model_copy(update={"fold": plan.fold})
+    task = build_task(asked_task(run.config.model_copy(update={"task": fold})), run.manifest["split_seed"])
     rows, original, context = task.rows(plan.split), run.model("original"), Context(run.config.seed)
     lacking = {name: key for key, name in plan.keys.items() if key not in known}
     needed = {plan.ways[name].like for name in lacking if name != INTACT}
