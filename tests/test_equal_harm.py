@@ -55,7 +55,8 @@ def test_all_are_held_to_one_harm_and_everybody_is_asked_once(
 ) -> None:
     config = preset(
         "facts-tiny", "task.people=40", "task.relations=2", "model.d_model=32", "model.n_layers=2",
-        "original.steps=120", "original.batch_size=128", "attack.batch_size=32", "attack.steps=10", "attack.eval_steps=[0,5,10]", "attack.learning_rates=[0.003]",
+        "original.steps=120", "original.batch_size=128", "attack.batch_size=32", "attack.steps=10",
+        "attack.eval_steps=[0,5,10]", "attack.learning_rates=[0.003]",
         "unlearn.cir.batch_size=64", "unlearn.cir.step_norm=0.3",
     )  # fmt: skip
     run = run_undo(config, tmp_path / "run", workers=1, until="original")
