@@ -1,9 +1,9 @@
 """Is the Persian Rug a minimum that training ends in, or a saddle that it passes?
 
-The exact rug, settled to a critical point by its symmetry; the least eigenvalue of its Hessian from all blocks, measured
-again on fresh rows; the loss along that eigenvector to both sides on others; and training from the rug and from 5 %
-of its length beside it. It may be called a saddle where the curvature and both sides are two standard errors below
-zero. Full Lanczos on one sample stands beside it once, as a warning: what it finds is mostly that sample.
+The exact rug, settled to a critical point by its symmetry; the least eigenvalue of its Hessian from all blocks,
+measured again on fresh rows; the loss along that eigenvector to both sides on others; and training from the rug and
+from 5 % of its length beside it. It may be called a saddle where the curvature and both sides are two standard
+errors below zero. Full Lanczos on one sample stands beside it once: much of what it finds is that sample.
 
     python analyses/is_the_rug_a_saddle.py --out runs/rug       (an hour on one core; finished cells are kept)
 """

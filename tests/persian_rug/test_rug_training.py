@@ -175,5 +175,8 @@ def test_words_become_settings() -> None:
 
 
 def test_a_dry_run_says_what_a_grid_costs() -> None:
-    said = grid.costs(training.rug_config(), n_s=[128, 8192], r=[0.1, 0.5], workers=2)
-    assert said.startswith("4 trainings, ") and "hours in 2 processes" in said
+    cells = grid.combinations(training.rug_config(), n_s=[128, 8192], r=[0.1, 0.5])
+    said = grid.costs(cells, workers=2)
+    assert said.startswith("4 trainings, 6000 steps, ") and "hours in 2 processes" in said
+    # weights, gradients and two moments of 2 * 8192 * 4096 numbers, and eight batches of 512 rows
+    assert f"{(16 * 2 * 8192 * 4096 + 4 * 8 * 512 * 8192) / 1e9:.2g} GB in each" in said

@@ -18,8 +18,8 @@ NUDGE = 0.05
 class Escape:
     """What was found at one exact rug.
 
-    ``line`` is :func:`undo_probe.persian_rug.curvature.along` the direction; ``exact`` and ``nudged`` are trainings on the
-    same batches, from the rug and from :data:`NUDGE` beside it.
+    ``line`` is the loss along the direction (:func:`undo_probe.persian_rug.curvature.along`); ``exact`` and
+    ``nudged`` are trainings on the same batches, from the rug and from :data:`NUDGE` beside it.
     """
 
     n_s: int
