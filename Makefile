@@ -41,7 +41,7 @@ tests: install
 # notebook 03 is run by a slow test, on a small model that was taught the facts it asks for
 test-slow: install
 	UNDO_PROBE_NOTEBOOK_PRESET=smoke UNDO_PROBE_NOTEBOOK_FOLDER=$$(mktemp -d)/run \
-		$(BIN)/pytest --nbmake --nbmake-timeout=600 --timeout=900 notebooks/01* notebooks/02* notebooks/04*
+		$(BIN)/pytest --nbmake --nbmake-timeout=600 --timeout=900 notebooks/01* notebooks/02* notebooks/04* notebooks/05*
 	$(BIN)/pytest -m slow -n $(WORKERS) --dist loadgroup --timeout=900
 
 # --no-deps: its own dependency would be compiled for a quarter of an hour, and only its file is read

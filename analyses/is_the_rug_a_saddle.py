@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from undo_probe.persian_rug.blocks import rug_curvature
-from undo_probe.persian_rug.curvature import curvature
-from undo_probe.persian_rug.escape import escape
+from undo_probe.persian_rug.hessian import curvature
+from undo_probe.persian_rug.saddle import escape
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", type=Path, default=Path("runs/rug"))

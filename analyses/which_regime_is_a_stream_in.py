@@ -9,14 +9,15 @@ what one method finds, and features of a language model are neither independent 
 """
 
 import argparse
+from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
 from torch import Tensor
 
 import undo_probe as up
-from undo_probe.models import HookedTransformer
-from undo_probe.persian_rug.regime import regime, stream_regime
+from undo_probe.persian_rug.bridge import regime, stream_regime
+from undo_probe.sources import find_source, huggingface_tokenizer
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model", nargs="?", default="smollm", help="what up.load_model reads; it has a tokenizer")
@@ -26,7 +27,7 @@ parser.add_argument(
 )
 parser.add_argument("--over", type=float, default=1.5, help="atoms over dimensions")
 parser.add_argument("--most", type=int, default=6000, help="states")
-parser.add_argument("--penalty", type=float, default=0.1)
+parser.add_argument("--penalty", type=float, default=0.2)
 parser.add_argument("--passes", type=int, default=3)
 parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 LENGTH, SINKS = (
@@ -39,7 +40,7 @@ def main() -> None:
     """Prints a table for every hook point and seed, and one for the decoders of the MLPs, which need no dictionary."""
     asked = parser.parse_args()
     model = up.load_model(asked.model)
-    rows = tokens(model, asked.text, asked.most)
+    rows = tokens(asked.model, asked.text, asked.most)
     settings = {"over": asked.over, "most": asked.most, "penalty": asked.penalty, "passes": asked.passes}
     kept = list(range(SINKS, LENGTH))
     for point in asked.point:
@@ -59,13 +60,10 @@ def main() -> None:
         print(regime(decoder).table().to_string(index=False, float_format="%.3f"))
 
 
-def tokens(model: HookedTransformer, path: str | None, states: int) -> Tensor:
+def tokens(model: str, path: str | None, states: int) -> Tensor:
     """Rows of text, as many as the states need and half as many more."""
-    from pathlib import Path
-
     text = Path(path).read_text(encoding="utf-8") if path else "\n\n".join(topics.values())
-    tokenizer = model.tokenizer
-    assert tokenizer is not None, "the model has no tokenizer"
+    tokenizer = huggingface_tokenizer(find_source(model))
     ids = torch.tensor(tokenizer(text[: 12 * states], add_special_tokens=False)["input_ids"])
     rows = min(len(ids) // LENGTH, -(-3 * states // (2 * (LENGTH - SINKS))))
     return ids[: rows * LENGTH].view(rows, LENGTH)

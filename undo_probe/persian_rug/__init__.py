@@ -2,8 +2,9 @@
 
 Read ``theory.py`` first. ``limits.py`` has where the theory ends, ``rivals.py`` what it is measured against,
 ``engineered.py`` the weights that theory gives, ``training.py`` and ``grid.py`` what training finds instead,
-``diagnostics.py`` how to tell, ``erasure.py`` what erasing features leaves behind. Names are imported when they are
-used: theory needs no torch.
+``diagnostics.py`` how to tell, ``blocks.py`` and ``saddle.py`` why it leaves the rug, ``bridge.py`` where a language
+model's directions stand beside it, ``erasure.py`` what erasing features leaves behind. Names are imported when they
+are used: theory needs no torch.
 """
 
 import importlib
@@ -45,11 +46,24 @@ _LAZY = {
     "diagnose": "diagnostics",
     "normality": "diagnostics",
     "rows_of": "diagnostics",
+    "rug_curvature": "blocks",
+    "curvature": "hessian",
+    "escape": "saddle",
+    "learn_dictionary": "bridge",
+    "regime": "bridge",
+    "stream_regime": "bridge",
     "train": "training",
+    "figure_cells": "grid",
+    "open_grid": "grid",
+    "train_cells": "grid",
     "train_grid": "grid",
 }
 
 if TYPE_CHECKING:
+    from undo_probe.persian_rug.blocks import rug_curvature as rug_curvature
+    from undo_probe.persian_rug.bridge import learn_dictionary as learn_dictionary
+    from undo_probe.persian_rug.bridge import regime as regime
+    from undo_probe.persian_rug.bridge import stream_regime as stream_regime
     from undo_probe.persian_rug.diagnostics import diagnose as diagnose
     from undo_probe.persian_rug.diagnostics import normality as normality
     from undo_probe.persian_rug.diagnostics import rows_of as rows_of
@@ -68,7 +82,11 @@ if TYPE_CHECKING:
     from undo_probe.persian_rug.erasure import perturb as perturb
     from undo_probe.persian_rug.erasure import project_out as project_out
     from undo_probe.persian_rug.erasure import relearn as relearn
+    from undo_probe.persian_rug.grid import figure_cells as figure_cells
+    from undo_probe.persian_rug.grid import open_grid as open_grid
+    from undo_probe.persian_rug.grid import train_cells as train_cells
     from undo_probe.persian_rug.grid import train_grid as train_grid
+    from undo_probe.persian_rug.hessian import curvature as curvature
     from undo_probe.persian_rug.limits import capacity_law as capacity_law
     from undo_probe.persian_rug.limits import features_held as features_held
     from undo_probe.persian_rug.limits import finite_loss as finite_loss
@@ -80,6 +98,7 @@ if TYPE_CHECKING:
     from undo_probe.persian_rug.rivals import dropping as dropping
     from undo_probe.persian_rug.rivals import linear_loss as linear_loss
     from undo_probe.persian_rug.rivals import lower_hull as lower_hull
+    from undo_probe.persian_rug.saddle import escape as escape
     from undo_probe.persian_rug.theory import loss as loss
     from undo_probe.persian_rug.theory import noise as noise
     from undo_probe.persian_rug.theory import optimal_loss as optimal_loss

@@ -7,7 +7,7 @@ along row t: 2 n_d + 1 directions, where Lanczos would search 2 n_s n_d + n_s at
 Lanczos on some thousand rows does: what it finds curves up on fresh rows.)
 
 With X the Hadamard transform of x, and l' and l'' the derivatives of the loss at the pre-activations (see
-:mod:`.curvature`), all blocks are made of one matrix and three smaller things,
+:mod:`.hessian`), all blocks are made of one matrix and three smaller things,
 
     M[u, v] = E X_u X_v L_(u xor v),   m[u] = E X_u L_u,   g[u] = E X_u G_u,   E L_0,
 
@@ -27,7 +27,8 @@ from torch import Tensor
 
 from undo_probe.errors import UndoProbeError
 from undo_probe.persian_rug.autoencoder import Autoencoder
-from undo_probe.persian_rug.curvature import (
+from undo_probe.persian_rug.engineered import features, walsh_hadamard, weights
+from undo_probe.persian_rug.hessian import (
     CHUNK,
     Curvature,
     Direction,
@@ -36,7 +37,6 @@ from undo_probe.persian_rug.curvature import (
     slope_and_bend,
     width,
 )
-from undo_probe.persian_rug.engineered import features, walsh_hadamard, weights
 from undo_probe.randomness import generator
 
 FITS = 60

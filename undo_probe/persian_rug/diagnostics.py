@@ -100,10 +100,11 @@ def classes(rows: Rows, r: float) -> list[str]:
     ``dropped``: its diagonal entry is faint beside the others'. ``digon``: it and its partner are each other's, and
     their dimensionalities add up to 1, the one direction that they share: 1/2 each where they are of equal length,
     but training ends in unequal ones (:func:`undo_probe.persian_rug.rivals.best_pair`). ``private``: dimensionality
-    1. ``rug``: r, with noise from more than a few others. Sums and values are met within :data:`NEAR`.
+    1. ``rug``: the ratio of dimensions to features that are not dropped, with noise from more than a few others.
+    Sums and values are met within :data:`NEAR`.
     """
-    r = float(shares("r", r))
     faint = rows.diagonal <= FAINT * float(rows.diagonal.clamp_min(0).quantile(0.75))
+    r = float(shares("r", r)) * len(faint) / max(1, int((~faint).sum()))
     mutual = rows.partner[rows.partner] == torch.arange(len(rows.partner))
     both = rows.dimensionality + rows.dimensionality[rows.partner]
     pair = mutual & ~faint[rows.partner] & ((both - 1).abs() < NEAR) & (rows.partners < FEW)

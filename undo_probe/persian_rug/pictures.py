@@ -76,7 +76,7 @@ def slices_figure(
     fixed: Sequence[float],
     trained: "pd.DataFrame | None" = None,
     n_s: int = 1024,
-    rows: int = 1024,
+    rows: int = 256,
 ) -> Figure:
     """Loss along r or p at fixed values of the other: theory, linear maps, made weights of n_s, and trained models.
 
@@ -92,7 +92,7 @@ def slices_figure(
         parts.append(
             line.assign(rug=optimal_loss(line["r"], line["p"]), linear=linear_loss(line["r"], line["p"]))
         )
-        parts.append(_made(pd.DataFrame({along: smooth[10 :: POINTS // 4], other: value}), n_s, rows))
+        parts.append(_made(pd.DataFrame({along: smooth[10 :: POINTS // 2], other: value}), n_s, rows))
         if trained is not None:
             own = trained.loc[np.isclose(trained[other], value), [along, "loss"]]
             parts.append(own.rename(columns={"loss": "trained"}).assign(**{other: value}))

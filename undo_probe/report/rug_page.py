@@ -50,12 +50,18 @@ def read_rug(folder: Path | None) -> Trained:
         raise UndoProbeError(f"{folder} is no folder: give that of a grid, or none for theory alone")
     files = {} if folder is None else {n: folder / f"{n}.parquet" for n in ("curvature", "line", "escape")}
     study = {name: pd.read_parquet(path) for name, path in files.items() if path.is_file()}
+    grid = None if folder is None else _relu(folder)
+    return Trained(grid, pd.DataFrame() if grid is None else grid.table(), study)
+
+
+def _relu(folder: Path) -> Grid | None:
+    """The models that theory is about; None where there are none."""
     try:
-        grid = None if folder is None else open_grid(folder)
+        found = open_grid(folder)
     except UndoProbeError:
-        grid = None
-    table = pd.DataFrame() if grid is None else grid.table()
-    return Trained(grid, table if table.empty else table.loc[table["decoder"] == "relu"], study)
+        return None
+    relu = tuple(config for config in found.configs if config.decoder == "relu")
+    return Grid(found.store, relu, {}) if relu else None
 
 
 def write_rug_page(folder: Path | None, path: Path) -> Path:
@@ -117,17 +123,16 @@ def _slices(found: Trained, along: str) -> Figure:
 
 def _nearest(grid: Grid) -> RugConfig:
     r, p = POINT
-    relu = [config for config in grid.configs if config.decoder == "relu"]
     return min(
-        relu, key=lambda config: (abs(config.r - r) + abs(config.p - p), -config.n_s, config.fit.steps)
+        grid.configs,
+        key=lambda config: (abs(config.r - r) + abs(config.p - p), -config.n_s, config.fit.steps),
     )
 
 
 def _longest(grid: Grid, most: int = len(SIZES)) -> list[RugConfig]:
     """Those of the longest trainings, at least half as long as the very longest; the largest first."""
-    relu = [config for config in grid.configs if config.decoder == "relu"]
-    steps = max(config.fit.steps for config in relu)
-    long = [config for config in relu if 2 * config.fit.steps >= steps]
+    steps = max(config.fit.steps for config in grid.configs)
+    long = [config for config in grid.configs if 2 * config.fit.steps >= steps]
     ordered = sorted(
         long, key=lambda config: (-config.n_s, abs(config.p - 0.2), abs(config.r - 0.5), config.seed)
     )

@@ -96,7 +96,7 @@ class Regime:
 
 
 def regime(
-    atoms: Float[Tensor, "atom width"], codes: Float[Tensor, "row atom"] | None = None, seed: int = 0
+    atoms: Float[Tensor, "atom width"], codes: Float[Tensor, "row coded"] | None = None, seed: int = 0
 ) -> Regime:
     """Which regime atoms are in, beside random unit atoms and a tight frame of the same shape.
 
@@ -206,12 +206,13 @@ class Dictionary:
 
 
 def learn_dictionary(
-    states: Float[Tensor, "row width"], n_atoms: int, penalty: float = 0.1, seed: int = 0, passes: int = 10
+    states: Float[Tensor, "row width"], n_atoms: int, penalty: float = 0.2, seed: int = 0, passes: int = 15
 ) -> Dictionary:
     """A sparse dictionary with codes that are not negative, fitted on half of the rows (scikit-learn's, mini-batches).
 
     States are centred and brought to a mean squared length of 1, so that ``penalty``, the weight of the codes' sum,
-    has the same meaning everywhere.
+    has the same meaning everywhere: at 0.2 atoms of a rug are found within a cosine of .98 where a row holds about
+    two, and the codes of those shrink by as much.
 
     Raises:
         UndoProbeError: fewer rows than twice the atoms.

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from undo_probe.persian_rug.autoencoder import Autoencoder
 from undo_probe.persian_rug.blocks import rug_curvature
-from undo_probe.persian_rug.curvature import SURE, Curvature, along, falls, moved, parameters
+from undo_probe.persian_rug.hessian import SURE, Curvature, along, falls, moved, parameters
 from undo_probe.persian_rug.training import TrainedRug, rug_config, train
 
 if TYPE_CHECKING:
@@ -16,9 +17,9 @@ NUDGE = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Escape:
-    """What was found at one exact rug.
+    """What was found at one exact rug, ``rug``.
 
-    ``line`` is the loss along the direction (:func:`undo_probe.persian_rug.curvature.along`); ``exact`` and
+    ``line`` is the loss along the direction (:func:`undo_probe.persian_rug.hessian.along`); ``exact`` and
     ``nudged`` are trainings on the same batches, from the rug and from :data:`NUDGE` beside it.
     """
 
@@ -26,6 +27,7 @@ class Escape:
     r: float
     p: float
     seed: int
+    rug: Autoencoder
     curvature: Curvature
     line: "pd.DataFrame"
     exact: TrainedRug
@@ -111,4 +113,4 @@ def escape(
     config = rug_config(n_s=n_s, r=r, p=p, seed=seed, fit=fit)
     beside = moved(model, found.direction, NUDGE * parameters(model).norm())
     exact, nudged = (train(config, begin=begin.float()) for begin in (model, beside))
-    return Escape(n_s, r, p, seed, found, line, exact, nudged)
+    return Escape(n_s, r, p, seed, model, found, line, exact, nudged)

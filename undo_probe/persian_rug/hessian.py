@@ -68,7 +68,8 @@ def parameters(model: Autoencoder) -> Direction:
     return Direction(*(each.detach().double() for each in (model.W_in, model.W_out, model.b)))
 
 
-def _shaped(flat: Tensor, like: Direction) -> Direction:
+def shaped(flat: Tensor, like: Direction) -> Direction:
+    """A row of numbers as a direction; the other way round from :meth:`Direction.flat`."""
     return Direction(
         *(p.view_as(q) for p, q in zip(flat.split([q.numel() for q in like]), like, strict=True))
     )
@@ -157,12 +158,12 @@ class Bowl:
         size = sum(part.numel() for part in self.at)
 
         def apply(v: np.ndarray) -> np.ndarray:
-            return self.product(_shaped(torch.from_numpy(v.reshape(-1)), self.at)).flat().numpy()
+            return self.product(shaped(torch.from_numpy(v.reshape(-1)), self.at)).flat().numpy()
 
         begin = np.random.default_rng(derive_seed(seed, "lanczos")).standard_normal(size)
         operator = LinearOperator((size, size), matvec=apply, dtype=np.float64)  # pyright: ignore[reportCallIssue]
         values, vectors = eigsh(operator, k=1, which=which, v0=begin, tol=tolerance, ncv=min(size - 1, 40))
-        return float(values[0]), _shaped(torch.from_numpy(vectors[:, 0].copy()), self.at)
+        return float(values[0]), shaped(torch.from_numpy(vectors[:, 0].copy()), self.at)
 
 
 def gauge_share(model: Autoencoder, v: Direction) -> float:
