@@ -134,7 +134,7 @@ def symmetry(table: "pd.DataFrame") -> Figure:
         opposite=(
             "dark parts that grow with the number of features: the symmetry would be an accident of small models."
         ),
-        table=table[["r", "p", *shown]],
+        table=table.loc[:, ["r", "p", *shown]],
         narrow=grid.narrow(),
     )  # fmt: skip
 

@@ -140,7 +140,7 @@ def _tight(n: int, width: int, seed: int) -> Tensor:
 
 def _rows(unit: Tensor) -> Rows:
     """The atoms as encoder and decoder of one autoencoder; the rate matters for none of what is used here."""
-    model = Autoencoder(*unit.shape)
+    model = Autoencoder(len(unit), unit.shape[1])
     model.W_in, model.W_out = (torch.nn.Parameter(each) for each in (unit.T.contiguous(), unit))
     return rows_of(model, 0.5)
 
@@ -230,15 +230,15 @@ def learn_dictionary(
     centre = fitted.mean(0)
     unit = (fitted - centre).square().sum(1).mean().sqrt()
     fitted, other = ((half - centre) / unit for half in (fitted, other))
+    weight: Any = penalty  # scikit-learn's stub takes the default, 1, for an int
     learner = MiniBatchDictionaryLearning(
-        n_components=n_atoms, alpha=penalty, max_iter=passes, batch_size=256, fit_algorithm="cd",
-        transform_algorithm="lasso_cd", transform_alpha=penalty, positive_code=True,
+        n_components=n_atoms, alpha=weight, max_iter=passes, batch_size=256, fit_algorithm="cd",
+        transform_algorithm="lasso_cd", transform_alpha=weight, positive_code=True,
         random_state=derive_seed(seed, "dictionary") % 2**32,
     )  # fmt: skip
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # a lasso of one row that stops early is good enough
+        # a lasso of one row that stops early is good enough
+        warnings.simplefilter("ignore", ConvergenceWarning)
         used = learner.fit(fitted.numpy()).transform(fitted.numpy())
         codes = torch.from_numpy(np.ascontiguousarray(learner.transform(other.numpy())))
     atoms, alive = torch.from_numpy(learner.components_), torch.from_numpy((used != 0).any(0))

@@ -174,8 +174,8 @@ def figure_cells(
 def costs(configs: Sequence[RugConfig], workers: int | None = None) -> str:
     """What :func:`train_cells` would cost here, in a sentence: steps, FLOPs, memory and time.
 
-    Time is that of matrix products, of drawing and clipping features, and of Adam, each timed for some milliseconds
-    on one thread; the memory of weights, gradients and Adam's two moments, and of a batch's activations.
+    Time is the processor's, as if nothing else ran: of matrix products, of drawing and clipping features, and of Adam,
+    each measured for some milliseconds on one thread; the memory of weights, gradients and Adam's two moments, and of a batch's activations.
     """
     workers = workers or default_workers()
     pace = _paces(configs[0].fit.batch_size)
@@ -234,10 +234,10 @@ def _touched(x: torch.Tensor) -> torch.Tensor:
 
 def _rate(call: Callable[[], Any], amount: float, times: int = 8) -> float:
     call()  # the first one of a size is slower
-    begun = time.perf_counter()
+    begun = time.process_time()
     for _ in range(times):
         call()
-    return times * amount / (time.perf_counter() - begun)
+    return times * amount / (time.process_time() - begun)
 
 
 def combinations(

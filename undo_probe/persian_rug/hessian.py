@@ -15,7 +15,7 @@ Losses here are sums over outputs and means over rows: n_s times the loss of ``t
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -162,7 +162,8 @@ class Bowl:
 
         begin = np.random.default_rng(derive_seed(seed, "lanczos")).standard_normal(size)
         operator = LinearOperator((size, size), matvec=apply, dtype=np.float64)  # pyright: ignore[reportCallIssue]
-        values, vectors = eigsh(operator, k=1, which=which, v0=begin, tol=tolerance, ncv=min(size - 1, 40))
+        loose: Any = tolerance  # scipy's stub takes the default, 0, for an int
+        values, vectors = eigsh(operator, k=1, which=which, v0=begin, tol=loose, ncv=min(size - 1, 40))
         return float(values[0]), shaped(torch.from_numpy(vectors[:, 0].copy()), self.at)
 
 

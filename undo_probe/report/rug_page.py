@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from undo_probe import figures
 from undo_probe.errors import UndoProbeError
 from undo_probe.figures import Figure
-from undo_probe.figures.rug_trained import SIZES
+from undo_probe.figures.rug_trained import SIZES, TRAIN
 from undo_probe.figures.tables import nothing, with_interval
 from undo_probe.persian_rug import pictures
 from undo_probe.persian_rug.grid import Grid, open_grid
@@ -75,7 +75,7 @@ def render(found: Trained) -> str:
         "rug.html",
         shown={name: shown(make) for name, make in _makers(found).items()},
         maps=[shown(lambda n=n: figures.symmetry(_one_length(found.table, n))) for n in _sizes(found.table)]
-        or [Shown(None, str(nothing("no trained grid is here", figures.rug_trained.TRAIN)))],
+        or [Shown(None, str(nothing("no trained grid is here", TRAIN)))],
         curvature=_curvature(found.study),
         study=STUDY,
         trained=len(found.table),
@@ -99,7 +99,7 @@ def _makers(found: Trained) -> dict[str, Callable[[], Figure]]:
 
 def _grid(found: Trained) -> Grid:
     if found.grid is None:
-        raise nothing("no trained autoencoder is here", figures.rug_trained.TRAIN)
+        raise nothing("no trained autoencoder is here", TRAIN)
     return found.grid
 
 
@@ -197,11 +197,14 @@ def _curvature(study: dict[str, "pd.DataFrame"]) -> "pd.DataFrame | None":
     if "curvature" not in study:
         return None
     lines = []
-    for (n_s, r, p), own in study["curvature"].groupby(["n_s", "r", "p"]):
+    table = study["curvature"].sort_values(["n_s", "r", "p"])
+    for n_s, r, p in dict.fromkeys(zip(table["n_s"], table["r"], table["p"], strict=True)):
+        own = table.loc[(table["n_s"] == n_s) & (table["r"] == r) & (table["p"] == p)]
+        value = own["curvature"].to_numpy(dtype=float)
         lines.append(
             {
                 "n_s": str(n_s), "r": f"{r:g}", "p": f"{p:g}", "seeds": str(len(own)),
-                "curvature": with_interval(*(float(own["curvature"].agg(x)) for x in ("mean", "min", "max")), 4),
+                "curvature": with_interval(float(value.mean()), float(value.min()), float(value.max()), 4),
                 "lowest on the line": f"{100 * own['lowest on the line'].mean():.1f}%".replace("-", "\u2212"),
                 "exact": f"{own['exact'].mean():.3f}", "nudged": f"{own['nudged'].mean():.3f}",
                 "verdict": ", ".join(f"{n} {word}" for word, n in own["verdict"].value_counts().items()),
