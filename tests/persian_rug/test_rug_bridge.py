@@ -51,6 +51,7 @@ def test_interference_is_measured_with_codes_and_correlation_between_them_shows(
     assert len(found.table()) == 4 and set(found.table()["phase"]) <= {"rug", "mixed"}
 
 
+@pytest.mark.slow
 def test_a_dictionary_finds_the_atoms_that_made_the_states() -> None:
     atoms = rug(24, 16)
     x = features(600, 24, 0.08, generator(3))

@@ -42,6 +42,7 @@ def spec(figure: Figure) -> dict:
     return json.loads(figure.spec())
 
 
+@pytest.mark.slow
 def test_the_page_holds_every_figure_and_asks_nothing_of_any_network(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,8 +174,9 @@ def figure_cells(
 def costs(configs: Sequence[RugConfig], workers: int | None = None) -> str:
     """What :func:`train_cells` would cost here, in a sentence: steps, FLOPs, memory and time.
 
-    Time is the processor's, as if nothing else ran: of matrix products, of drawing and clipping features, and of Adam,
-    each measured for some milliseconds on one thread; the memory of weights, gradients and Adam's two moments, and of a batch's activations.
+    Time is the processor's, as if nothing else ran: of matrix products, of drawing and clipping features, of Adam, and
+    of what a step costs however small it is, each measured for some milliseconds on one thread; the memory of weights,
+    gradients and Adam's two moments, and of a batch's activations.
     """
     workers = workers or default_workers()
     pace = _paces(configs[0].fit.batch_size)
@@ -191,16 +192,17 @@ def costs(configs: Sequence[RugConfig], workers: int | None = None) -> str:
 
 
 class _Pace(NamedTuple):
-    """What one thread of this machine does in a second: FLOPs, entries of features, weights updated."""
+    """What one thread of this machine does in a second: FLOPs, entries of features, weights updated, empty steps."""
 
     product: float
     entry: float
     weight: float
+    step: float
 
 
 def _seconds(config: RugConfig, pace: _Pace) -> float:
     step = step_flops(config) / pace.product + _entries(config) / pace.entry + _weights(config) / pace.weight
-    return config.fit.steps * step
+    return config.fit.steps * (step + 1 / pace.step)
 
 
 def _entries(config: RugConfig) -> float:
@@ -224,7 +226,8 @@ def _paces(rows: int, width: int = 512) -> _Pace:
             weight = _rate(adam.step, float(width * width))
     finally:
         torch.set_num_threads(threads)
-    return _Pace(product_, entry, weight)
+    tiny = rug_config(n_s=4, r=0.5, held_out=64, fit={"steps": 20, "batch_size": 1})
+    return _Pace(product_, entry, weight, _rate(lambda: train(tiny), 20.0, times=1))
 
 
 def _touched(x: torch.Tensor) -> torch.Tensor:
