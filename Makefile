@@ -44,7 +44,7 @@ test-slow: install
 # notebook 03 is run by a slow test, on a small model that was taught the facts it asks for
 notebooks: install
 	UNDO_PROBE_NOTEBOOK_PRESET=smoke UNDO_PROBE_NOTEBOOK_FOLDER=$$(mktemp -d)/run \
-		$(BIN)/pytest --nbmake --nbmake-timeout=600 --timeout=900 notebooks/01* notebooks/02* notebooks/04*
+		$(BIN)/pytest --nbmake --nbmake-timeout=600 --timeout=900 notebooks/01* notebooks/02* notebooks/04* notebooks/05*
 
 slow-tests: install
 	$(BIN)/pytest -m slow -n $(WORKERS) --dist loadgroup --timeout=900 --durations=40

@@ -24,7 +24,9 @@ parser.add_argument("--folds", type=int, nargs="+", choices=range(FOLDS), defaul
 parser.add_argument("--settings", default="facts-smollm", help="the preset whose settings are used")
 parser.add_argument("--d", action="store_true", help="show D, and attack nothing")
 parser.add_argument("--workers", type=int, default=1)
-parser.add_argument("--table", type=Path, help="results are kept in this Parquet file, and not computed again")
+parser.add_argument(
+    "--table", type=Path, help="results are kept in this Parquet file, and not computed again"
+)
 
 
 def main() -> None:

@@ -368,19 +368,28 @@ def rug_train(
     out: Annotated[Path, typer.Option(help="The grid's folder.")] = Path("runs/rug"),
     workers: Workers = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    figure_grid: Annotated[
+        bool,
+        typer.Option(
+            "--figure-grid", help="Short trainings of the paper's 20 x 20 (r, p), at n_s 128 and 1024."
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost here.")] = False,
 ) -> None:
     """Train autoencoders of every combination; again to resume."""
     from undo_probe.persian_rug import grid as grids
     from undo_probe.persian_rug.training import rug_config, settings_from
 
-    base = rug_config(**settings_from(settings or ()))
-    axes = {"n_s": n_s or (), "r": r or (), "p": p or (), "seeds": seed or ()}
+    given = settings_from(settings or ())
+    if figure_grid:
+        cells = grids.figure_cells(n_s or grids.FIGURE_SIZES, r or (), p or (), seed or (0,), **given)
+    else:
+        cells = grids.combinations(rug_config(**given), n_s or (), r or (), p or (), seed or ())
     if dry_run:
-        typer.echo(grids.costs(base, workers=workers, **axes))
+        typer.echo(grids.costs(cells, workers))
         return
     with _phase("rug") as phase:
-        grid = grids.train_grid(base, out, workers=workers, device=device, progress=phase.event, **axes)
+        grid = grids.train_cells(cells, out, workers=workers, device=device, progress=phase.event)
     _print(grid.table())
     grid.check()
 
@@ -428,6 +437,19 @@ def rug_figure(
 
     figure = carpet_figure(n_s, r) if carpet else loss_figure(p)
     typer.echo(figure.save(out))
+
+
+@rug_app.command("report")
+def rug_report(
+    folder: Annotated[
+        Path | None, typer.Argument(help="A folder of `rug train`; theory alone without.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("rug.html"),
+) -> None:
+    """Write one page: theory, training beside it, symmetry, the plateau and its curvature."""
+    from undo_probe.report.rug_page import write_rug_page
+
+    typer.echo(write_rug_page(folder, out))
 
 
 def _print(table: Any) -> None:

@@ -85,7 +85,7 @@ def equal_harm(
         workers: folds that run at once.
 
     Returns:
-        One line a question and way, :data:`INTACT` first: run, fold, split, way, family; the score ``before`` and
+        One line a question and way (of two that are alike only the last), :data:`INTACT` first: run, fold, split, way, family; the score ``before`` and
         ``after`` the attack; what the attack reaches is its best step at the rate that is best on the other half of V.
         ``rate``, ``moved`` (L2 norm of the change of all weights), ``bound`` (the limit that ended
         it) and KL by set repeat on each line.
@@ -116,8 +116,9 @@ def equal_harm(
         if table is not None:
             with atomic_file(table) as temporary:
                 known.to_parquet(temporary)
-    wanted = known["key"].isin([key for plan in plans for key in plan.keys])
-    return known.loc[wanted].drop(columns="key").reset_index(drop=True)
+    names = {key: name for plan in plans for key, name in plan.keys.items()}
+    found = known.loc[known["key"].isin(list(names))]
+    return found.assign(way=found["key"].map(names)).drop(columns="key").reset_index(drop=True)
 
 
 def difference(table: "pd.DataFrame", one: str, other: str, value: str = "after") -> Interval:

@@ -50,6 +50,22 @@ def test_digons_private_and_dropped_features_are_told_apart() -> None:
     assert diagnostics.diagnose(noisy, 0.2).phase == "digon"
 
 
+def test_a_rug_of_the_features_that_were_kept_is_called_one() -> None:
+    """A fifth of the features dropped: the others share the dimensions, and stand on their own floor."""
+    woven = rug(256, 0.25, 0.045)
+    model = Autoencoder(320, 64)
+    with torch.no_grad():
+        model.W_in[:, :256].copy_(woven.W_in)
+        model.W_out[:256].copy_(woven.W_out)
+    found = diagnostics.diagnose(model, 0.045)
+    assert found.phase == "rug" and found.shares["rug"] == 0.8 and found.shares["dropped"] == 0.2
+    assert found.excess == pytest.approx(1, rel=1e-3)
+    # by the ratio of all features, 64 / 320, each would have a quarter too much
+    assert float(diagnostics.rows_of(model, 0.045).dimensionality[0]) == pytest.approx(0.25, rel=1e-3)
+    alone = diagnostics.diagnose(made_of(torch.cat([torch.eye(4), torch.zeros(4, 4)], dim=1)), 0.045)
+    assert alone.phase == "private" and alone.excess != alone.excess  # no floor to stand on
+
+
 def test_the_histogram_has_its_peaks_where_the_codes_are() -> None:
     counts, edges = diagnostics.histogram(diagnostics.rows_of(rug(), 0.045))
     assert counts.sum() == 256 == counts.max()

@@ -114,6 +114,44 @@ def test_a_grid_trains_what_is_missing_and_opens_the_rest(tmp_path: Path) -> Non
     assert set(table["stopped"]) == {"all 12 steps done"}
 
 
+def test_a_grid_is_opened_again_with_its_symmetry_and_curves(tmp_path: Path) -> None:
+    base = training.rug_config(**QUICK, fit=SHORT)
+    with pytest.raises(UndoProbeError, match="holds no trained rug of this version: `undo-probe rug train"):
+        grid.open_grid(tmp_path)
+    first = grid.train_grid(base, tmp_path, p=[0.2, 0.4], workers=1)
+    again = grid.open_grid(tmp_path)
+    assert {config.p for config in again.configs} == {0.2, 0.4}
+    assert again.table().equals(first.table())
+    made = again.trained(base)
+    line = again.table().query("p == 0.2").iloc[0]
+    assert line["spread_diagonal"] == diagnostics.diagnose(made.model, 0.2).spread["diagonal"]
+    curves = again.curves().query("p == 0.2")
+    assert curves["loss"].tolist() == [loss / made.theory for _, loss in made.curve]
+
+
+def test_training_begins_where_it_is_told_to() -> None:
+    begin = start(Autoencoder(32, 16), "rug", 0.2, seed=3)
+    before = begin.W_in.detach().clone()
+    made = trained(begin=begin)
+    own = training.train(start="rug", **QUICK, fit=SHORT)
+    assert made.curve[0][1] == training.measured_loss(begin, 32, 0.2, 64, 0).value
+    assert made.curve[0][1] != own.curve[0][1] and torch.equal(begin.W_in, before)
+
+
+def test_the_figure_grid_has_the_papers_axes_and_a_dimension_everywhere() -> None:
+    cells = grid.figure_cells()
+    assert len(cells) == 800 and min(config.n_d for config in cells) == 1
+    assert {config.n_s for config in cells} == {128, 1024} and len({config.p for config in cells}) == 20
+    assert max(config.p for config in cells) == 0.8 == max(config.r for config in cells)
+    rates = {config.n_s: config.fit.learning_rate for config in cells}
+    assert rates[128] / rates[1024] == pytest.approx(8**0.5)
+    few = grid.figure_cells([64], [0.25], [0.1], seeds=(0, 1), fit={"steps": 7}, decoder="topk")
+    assert [(config.seed, config.fit.steps, config.decoder) for config in few] == [
+        (0, 7, "topk"),
+        (1, 7, "topk"),
+    ]
+
+
 def test_a_plateau_is_where_the_loss_stands_still_in_log_time() -> None:
     steps = list(range(0, 3001, 50))
     fall = [1.0 if step <= 300 else max(0.3, 1 - (step - 300) / 1000) for step in steps]
@@ -175,5 +213,8 @@ def test_words_become_settings() -> None:
 
 
 def test_a_dry_run_says_what_a_grid_costs() -> None:
-    said = grid.costs(training.rug_config(), n_s=[128, 8192], r=[0.1, 0.5], workers=2)
-    assert said.startswith("4 trainings, ") and "hours in 2 processes" in said
+    cells = grid.combinations(training.rug_config(), n_s=[128, 8192], r=[0.1, 0.5])
+    said = grid.costs(cells, workers=2)
+    assert said.startswith("4 trainings, 6000 steps, ") and "hours in 2 processes" in said
+    # weights, gradients and two moments of 2 * 8192 * 4096 numbers, and eight batches of 512 rows
+    assert f"{(16 * 2 * 8192 * 4096 + 4 * 8 * 512 * 8192) / 1e9:.2g} GB in each" in said

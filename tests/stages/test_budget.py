@@ -120,7 +120,12 @@ def test_a_control_ends_where_the_weights_moved_or_the_answers_were_lost_as_far(
     limit: str, value: float
 ) -> None:
     settings = CIRConfig(
-        steps=30, step_norm=0.2, k_act=0, k_grad=0, batch_size=16, budget=BudgetConfig(**{limit: value})
+        steps=30,
+        step_norm=0.2,
+        k_act=0,
+        k_grad=0,
+        batch_size=16,
+        budget=BudgetConfig.model_validate({limit: value}),
     )
     result = METHODS["cir"](tiny.knowing(), TASK, settings, Context(0))
     rows, pairs = (

@@ -9,6 +9,7 @@ from undo_probe.figures.probes import probes
 from undo_probe.figures.recoveries import recoveries
 from undo_probe.figures.relearning import attacks, relearning
 from undo_probe.figures.rug import carpet, rug_loss
+from undo_probe.figures.rug_trained import corner, descent, dimensionality, plateau, rug_slices, symmetry
 from undo_probe.figures.stream import stream
 from undo_probe.figures.subspaces import selectivity, subspaces, update_energy
 from undo_probe.figures.swept import swept
@@ -23,20 +24,26 @@ __all__ = [
     "attacks",
     "attribution",
     "carpet",
+    "corner",
     "depth_by_block",
+    "descent",
+    "dimensionality",
     "drift_layers",
     "drift_positions",
     "junk",
     "lengths",
     "lenses",
+    "plateau",
     "probes",
     "recoveries",
     "relearning",
     "rug_loss",
+    "rug_slices",
     "selectivity",
     "stream",
     "subspaces",
     "swept",
+    "symmetry",
     "tradeoff",
     "training",
     "update_energy",

@@ -61,8 +61,13 @@ def carpet(panels: Mapping[str, Float[np.ndarray, "n_s n_s"]]) -> Figure:
             "panels, which share nothing else."
         ),
         table=pd.DataFrame([_facts(name, matrix) for name, matrix in panels.items()]),
-        narrow=grid.narrow(),
+        narrow=unlabelled(grid.narrow()),
     )
+
+
+def unlabelled(narrow: dict[str, Any]) -> dict[str, Any]:
+    """The changes for a phone without those that number a matrix's rows."""
+    return {name: value for name, value in narrow.items() if not name.endswith("showticklabels")}
 
 
 def _cloth(matrix: Float[np.ndarray, "n_s n_s"], most: float, index: int) -> dict[str, Any]:

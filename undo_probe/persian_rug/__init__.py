@@ -2,9 +2,10 @@
 
 Read ``theory.py`` first. ``limits.py`` has where the theory ends, ``rivals.py`` what it is measured against,
 ``engineered.py`` the weights that theory gives, ``training.py`` and ``grid.py`` what training finds instead,
-``diagnostics.py`` how to tell, ``erasure.py`` what erasing features leaves behind, ``effects.py`` the same measured.
-``distillation.py`` has students of a teacher that hides features, ``calibration.py`` how far the suite's measures are
-to be trusted. Names are imported when they are used: theory needs no torch.
+``diagnostics.py`` how to tell, ``blocks.py`` and ``saddle.py`` why it leaves the rug, ``erasure.py`` what erasing
+features leaves behind, ``effects.py`` the same measured. ``distillation.py`` has students of a teacher that hides
+features, ``calibration.py`` how far the suite's measures are to be trusted, ``bridge.py`` where a language model's
+directions stand beside a rug. Names are imported when they are used: theory needs no torch.
 """
 
 import importlib
@@ -59,11 +60,24 @@ _LAZY = {
     "diagnose": "diagnostics",
     "normality": "diagnostics",
     "rows_of": "diagnostics",
+    "rug_curvature": "blocks",
+    "curvature": "hessian",
+    "escape": "saddle",
+    "learn_dictionary": "bridge",
+    "regime": "bridge",
+    "stream_regime": "bridge",
     "train": "training",
+    "figure_cells": "grid",
+    "open_grid": "grid",
+    "train_cells": "grid",
     "train_grid": "grid",
 }
 
 if TYPE_CHECKING:
+    from undo_probe.persian_rug.blocks import rug_curvature as rug_curvature
+    from undo_probe.persian_rug.bridge import learn_dictionary as learn_dictionary
+    from undo_probe.persian_rug.bridge import regime as regime
+    from undo_probe.persian_rug.bridge import stream_regime as stream_regime
     from undo_probe.persian_rug.calibration import calibrate as calibrate
     from undo_probe.persian_rug.calibration import scores as scores
     from undo_probe.persian_rug.calibration import truth as truth
@@ -95,7 +109,11 @@ if TYPE_CHECKING:
     from undo_probe.persian_rug.erasure import rotate as rotate
     from undo_probe.persian_rug.erasure import scale_encoder as scale_encoder
     from undo_probe.persian_rug.erasure import scaled_r2 as scaled_r2
+    from undo_probe.persian_rug.grid import figure_cells as figure_cells
+    from undo_probe.persian_rug.grid import open_grid as open_grid
+    from undo_probe.persian_rug.grid import train_cells as train_cells
     from undo_probe.persian_rug.grid import train_grid as train_grid
+    from undo_probe.persian_rug.hessian import curvature as curvature
     from undo_probe.persian_rug.limits import capacity_law as capacity_law
     from undo_probe.persian_rug.limits import features_held as features_held
     from undo_probe.persian_rug.limits import finite_loss as finite_loss
@@ -107,6 +125,7 @@ if TYPE_CHECKING:
     from undo_probe.persian_rug.rivals import dropping as dropping
     from undo_probe.persian_rug.rivals import linear_loss as linear_loss
     from undo_probe.persian_rug.rivals import lower_hull as lower_hull
+    from undo_probe.persian_rug.saddle import escape as escape
     from undo_probe.persian_rug.theory import loss as loss
     from undo_probe.persian_rug.theory import noise as noise
     from undo_probe.persian_rug.theory import optimal_loss as optimal_loss

@@ -1,6 +1,6 @@
 """What a sparse autoencoder became: its symmetry, the noise between its features, and the code each feature has."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,10 +100,11 @@ def classes(rows: Rows, r: float) -> list[str]:
     ``dropped``: its diagonal entry is faint beside the others'. ``digon``: it and its partner are each other's, and
     their dimensionalities add up to 1, the one direction that they share: 1/2 each where they are of equal length,
     but training ends in unequal ones (:func:`undo_probe.persian_rug.rivals.best_pair`). ``private``: dimensionality
-    1. ``rug``: r, with noise from more than a few others. Sums and values are met within :data:`NEAR`.
+    1. ``rug``: the ratio of dimensions to features that are not dropped, with noise from more than a few others.
+    Sums and values are met within :data:`NEAR`.
     """
-    r = float(shares("r", r))
     faint = rows.diagonal <= FAINT * float(rows.diagonal.clamp_min(0).quantile(0.75))
+    r = float(shares("r", r)) * len(faint) / max(1, int((~faint).sum()))
     mutual = rows.partner[rows.partner] == torch.arange(len(rows.partner))
     both = rows.dimensionality + rows.dimensionality[rows.partner]
     pair = mutual & ~faint[rows.partner] & ((both - 1).abs() < NEAR) & (rows.partners < FEW)
@@ -118,9 +119,9 @@ class Diagnosis:
     """A model's symmetry and phase.
 
     ``spread`` holds the deviation over rows of the diagonal, the bias and the interference's mean (all relative to
-    the mean diagonal) and variance (relative to its mean); ``excess`` is the mean s_i over 1/r - 1; ``shares`` the
-    share of features of each class; ``phase`` the class of :data:`PURE` of the features that are not dropped, else
-    ``mixed``.
+    the mean diagonal) and variance (relative to its mean); ``excess`` is the mean s_i over 1/r - 1, r being the ratio
+    of dimensions to features that are not dropped (not a number where they are no fewer); ``shares`` the share of
+    features of each class; ``phase`` the class of :data:`PURE` of the features that are not dropped, else ``mixed``.
     """
 
     phase: str
@@ -150,14 +151,13 @@ def diagnose(model: Autoencoder, p: float) -> Diagnosis:
     named = classes(rows, n_d / n_s)
     kept = torch.tensor([name != "dropped" for name in named])
     counts = {name: named.count(name) / n_s for name in CLASSES}
-    best = max(CLASSES, key=lambda name: counts[name] if name not in ("dropped", "other") else -1.0)
-    diagonal = float(rows.diagonal[kept].mean())
+    diagonal, floor = float(rows.diagonal[kept].mean()), int(kept.sum()) / n_d - 1
 
     def spread(values: Tensor, unit: float) -> float:
         return float(values[kept].std() / unit)
 
     return Diagnosis(
-        phase=best if counts[best] * n_s >= PURE * int(kept.sum()) else "mixed",
+        phase=phase_of(counts),
         shares=counts,
         spread={
             "diagonal": spread(rows.diagonal, diagonal),
@@ -167,11 +167,17 @@ def diagnose(model: Autoencoder, p: float) -> Diagnosis:
         },
         diagonal=diagonal,
         bias=float(rows.bias[kept].mean()),
-        excess=float(rows.noise[kept].mean() / (n_s / n_d - 1)),
+        excess=float(rows.noise[kept].mean()) / floor if floor > 0 else float("nan"),
         kurtosis=float(rows.kurtosis[kept].median()),
         skew=float(rows.skew[kept].median()),
         lyapunov=float(rows.lyapunov[kept].max()),
     )
+
+
+def phase_of(counts: Mapping[str, float]) -> str:
+    """The class of :data:`PURE` of the features that are not dropped, from the share of each; else ``mixed``."""
+    best = max(("rug", "digon", "private"), key=lambda name: counts[name])
+    return best if counts[best] > 0 and counts[best] >= PURE * (1 - counts["dropped"]) - 1e-9 else "mixed"
 
 
 def histogram(rows: Rows, bins: int = 50) -> tuple[Any, Any]:

@@ -160,11 +160,18 @@ class TrainedRug:
         return self.loss.value / self.theory - 1
 
 
-def train(config: RugConfig | None = None, *, context: Context | None = None, **settings: Any) -> TrainedRug:
+def train(
+    config: RugConfig | None = None,
+    *,
+    context: Context | None = None,
+    begin: Autoencoder | None = None,
+    **settings: Any,
+) -> TrainedRug:
     """Trains one autoencoder: ``train(n_s=256, r=0.5, p=0.2, fit={"steps": 3000})``.
 
     Features of step t are a function of seed and t alone, so a run that was killed goes on bit for bit
-    (``context.folder``), drawn on the device that trains.
+    (``context.folder``), drawn on the device that trains. ``begin`` is where training starts in place of the
+    configuration's own start; it is left as it is.
 
     Raises:
         UndoProbeError: a setting that is unknown or wrong.
@@ -181,7 +188,7 @@ def train(config: RugConfig | None = None, *, context: Context | None = None, **
     every = config.fit.eval_every
     watch = Watch(look, lambda step: step % every == 0)
     made = fit(
-        config.model(),
+        begin or config.model(),
         config.fit,
         objective(config, device),
         Context(config.seed, device, context.precision, context.threads, context.folder,
