@@ -85,10 +85,10 @@ def equal_harm(
         workers: folds that run at once.
 
     Returns:
-        One line a question and way (of two that are alike only the last), :data:`INTACT` first: run, fold, split, way, family; the score ``before`` and
-        ``after`` the attack; what the attack reaches is its best step at the rate that is best on the other half of V.
-        ``rate``, ``moved`` (L2 norm of the change of all weights), ``bound`` (the limit that ended
-        it) and KL by set repeat on each line.
+        One line a question and way (of two that are alike only the last), :data:`INTACT` first: run, fold, split, way,
+        family; the score ``before`` and ``after`` the attack; what the attack reaches is its best step at the rate that
+        is best on the other half of V. ``rate``, ``moved`` (L2 norm of the change of all weights), ``bound`` (the limit
+        that ended it) and KL by set repeat on each line.
 
     Raises:
         UndoProbeError: a way is not known, or the task has no folds.
