@@ -38,8 +38,10 @@ types: install
 tests: install
 	$(BIN)/pytest -m "not slow" -n $(WORKERS)
 
+# one after the other: side by side they take longer
 test-slow: install
-	$(MAKE) --no-print-directory --jobs=2 notebooks slow-tests
+	$(MAKE) --no-print-directory notebooks
+	$(MAKE) --no-print-directory slow-tests
 
 # notebook 03 is run by a slow test, on a small model that was taught the facts it asks for
 notebooks: install
