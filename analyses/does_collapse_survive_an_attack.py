@@ -61,18 +61,19 @@ def main() -> None:
         asked.runs, ways, BudgetConfig(retain=asked.retain), unlearn=preset(asked.settings).unlearn,
         folds=asked.folds, attacked=not asked.d, table=asked.table, workers=asked.workers,
     )  # fmt: skip
-    numbers = ["before", "after", "moved", *(name for name in table if name.startswith("kl_"))]
+    numbers = ["before", *([] if asked.d else ["after"]), "moved", *table.filter(like="kl_")]
     means = table.pivot_table(values=numbers, index="way")[numbers]
     facts, people = (len(table.drop_duplicates(["run", *by])) for by in (["family", "question"], ["family"]))
     print(f"{table['split'].iloc[0]}: {facts} facts of {people} people in {len(asked.runs)} runs")
     print(means.reindex([INTACT, *ways]).round(3).to_string())
+    value = "before" if asked.d else "after"
     for one, other in (pair for pair in PAIRS if set(pair) <= set(ways)):
-        found = [difference(part, one, other) for _, part in table.groupby("run")]
+        found = [difference(part, one, other, value) for _, part in table.groupby("run")]
         line = "  ".join(f"{each.value:+.3f} [{each.low:+.3f}, {each.high:+.3f}]" for each in found)
         if len(found) > 1:
             over = t_interval([each.value for each in found])
             line += f"; over {over.n} runs {over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}]"
-        print(f"after, {one} - {other}: {line}")
+        print(f"{value}, {one} - {other}: {line}")
 
 
 if __name__ == "__main__":

@@ -38,9 +38,9 @@ def main() -> None:
         unlearn=unlearn, folds=asked.folds, score="log_probability", attacked=not asked.d,
         table=asked.table, workers=asked.workers,
     )  # fmt: skip
-    numbers = ["before", "after", "moved", *(name for name in table if name.startswith("kl_"))]
+    numbers = ["before", *([] if asked.d else ["after"]), "moved", *table.filter(like="kl_")]
     means = table.pivot_table(values=numbers, index="way")[numbers].reindex([INTACT, *asked.methods])
-    for name in ("before", "after"):
+    for name in ("before",) if asked.d else ("before", "after"):
         for method in asked.methods:
             found = difference(table, method, INTACT, name)
             shown = f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"

@@ -86,9 +86,9 @@ def equal_harm(
 
     Returns:
         One line a question and way (of two that are alike only the last), :data:`INTACT` first: run, fold, split, way,
-        family; the score ``before`` and ``after`` the attack; what the attack reaches is its best step at the rate that
-        is best on the other half of V. ``rate``, ``moved`` (L2 norm of the change of all weights), ``bound`` (the limit
-        that ended it) and KL by set repeat on each line.
+        family; the score ``before`` and ``after`` the attack (NaN without one); what the attack reaches is its best
+        step at the rate that is best on the other half of V. ``rate``, ``moved`` (L2 norm of the change of all
+        weights), ``bound`` (the limit that ended it) and KL by set repeat on each line.
 
     Raises:
         UndoProbeError: a way is not known, or the task has no folds.
@@ -101,10 +101,7 @@ def equal_harm(
         pd.read_parquet(table) if table is not None and Path(table).is_file() else pd.DataFrame({"key": []})
     )
     plans = [
-        plan
-        for folder in folders
-        for fold in folds
-        for plan in [_plan(Path(folder), fold, ways, budget, unlearn, split, score)]
+        _plan(Path(folder), fold, ways, budget, unlearn, split, score) for folder in folders for fold in folds
     ]
     lacking = [plan for plan in plans if not plan.keys.keys() <= set(known["key"])]
     for start in range(0, len(lacking), workers):
@@ -225,7 +222,7 @@ def _one_fold(plan: _Plan, known: set[str]) -> "pd.DataFrame":
         lines = pd.DataFrame(
             {
                 "key": key, "run": plan.folder.name, "fold": plan.fold, "split": plan.split, "way": name,
-                "family": rows.families, "question": _numbered(rows), "before": before, "after": before,
+                "family": rows.families, "question": _numbered(rows), "before": before, "after": np.nan,
                 "moved": harm["moved"], "forgotten": harm["forgotten"], "bound": harm["bound"],
                 **{f"kl_{of}": value for of, value in harm["kl"].items()},
             }

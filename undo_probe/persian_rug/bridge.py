@@ -11,7 +11,7 @@ is a name for their geometry alone.
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -202,7 +202,7 @@ class Dictionary:
     codes: Float[Tensor, "row atom"]
     explained: float
     dead: int
-    rows: int = field(default=0)
+    rows: int
 
 
 def learn_dictionary(
