@@ -5,7 +5,7 @@ the attacker is not shown. The attack itself disturbs what it does not teach; so
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +81,8 @@ def equal_harm(
         folds: of T and V; the task must have a setting ``fold``.
         score: ``probability`` of the answer, or ``log_probability`` in nats: what the attacker maximises, too.
         attacked: without, settings can be chosen: D is read, and V stays unseen.
-        table: a Parquet file in which results are kept, fold by fold; what it holds is not run again.
-        workers: folds that run at once.
+        table: a Parquet file in which results are kept as they come; what it holds is not run again.
+        workers: how many ways run at once, a way with the controls that are matched to it.
 
     Returns:
         One line a question and way (of two that are alike only the last), :data:`INTACT` first: run, fold, split, way,
@@ -103,11 +103,13 @@ def equal_harm(
     plans = [
         _plan(Path(folder), fold, ways, budget, unlearn, split, score) for folder in folders for fold in folds
     ]
-    lacking = [plan for plan in plans if not plan.keys.keys() <= set(known["key"])]
+    # those of one way take about as long as each other, so that pairs of them leave no worker idle
+    parts = [plan.only(group) for group in _groups(ways) for plan in plans]
+    lacking = [part for part in parts if not part.keys.keys() <= set(known["key"])]
     for start in range(0, len(lacking), workers):
         jobs = [
-            Job(f"{plan.folder} {plan.fold}", _one_fold, (plan, set(known["key"])))
-            for plan in lacking[start : start + workers]
+            Job(f"{part.folder} {part.fold} {' '.join(part.keys)}", _unlearnt, (part, set(known["key"])))
+            for part in lacking[start : start + workers]
         ]
         known = pd.concat([known, *values_of(run_jobs(jobs, workers))], ignore_index=True)
         if table is not None:
@@ -159,6 +161,21 @@ class _Plan:
     score: str
     keys: Mapping[str, str]
 
+    def only(self, group: Sequence[str]) -> "_Plan":
+        """What is to be done in these ways alone."""
+        ways = {name: way for name, way in self.ways.items() if name in group}
+        return replace(self, ways=ways, keys={key: name for key, name in self.keys.items() if name in group})
+
+
+def _groups(ways: Mapping[str, Way]) -> list[list[str]]:
+    """Names that need nothing of each other's: the intact model, and each way with those that are like it."""
+    groups: dict[str, list[str]] = {INTACT: [INTACT]}
+    first: dict[str, str] = {}
+    for name, way in ways.items():
+        first[name] = first.get(way.like, name)
+        groups.setdefault(first[name], []).append(name)
+    return list(groups.values())
+
 
 def _plan(
     folder: Path,
@@ -195,8 +212,8 @@ def _settings(way: Way, unlearn: UnlearnConfig, budget: BudgetConfig) -> Unlearn
     return type(section)(**{**section.model_dump(), **way.settings, "budget": budget})
 
 
-def _one_fold(plan: _Plan, known: set[str]) -> "pd.DataFrame":
-    """All lacking ways of one run and fold, from the same original."""
+def _unlearnt(plan: _Plan, known: set[str]) -> "pd.DataFrame":
+    """The lacking ways of one run and fold, from the same original."""
     import pandas as pd
 
     run = load_run(plan.folder)

@@ -143,8 +143,8 @@ def test_the_figure_grid_has_the_papers_axes_and_a_dimension_everywhere() -> Non
     assert len(cells) == 800 and min(config.n_d for config in cells) == 1
     assert {config.n_s for config in cells} == {128, 1024} and len({config.p for config in cells}) == 20
     assert max(config.p for config in cells) == 0.8 == max(config.r for config in cells)
-    rates = {config.n_s: config.fit.learning_rate for config in cells}
-    assert rates[128] / rates[1024] == pytest.approx(8**0.5)
+    rates = {config.n_d: config.fit.learning_rate for config in cells}
+    assert rates[819] == pytest.approx(rates[1] / 819**0.5, rel=0.01)
     few = grid.figure_cells([64], [0.25], [0.1], seeds=(0, 1), fit={"steps": 7}, decoder="topk")
     assert [(config.seed, config.fit.steps, config.decoder) for config in few] == [
         (0, 7, "topk"),

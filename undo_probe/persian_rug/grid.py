@@ -32,7 +32,7 @@ KEPT = 8
 FIGURE_SIZES, FIGURE_AXIS = (128, 1024), (0.002001, 0.8, 20)
 FIGURE_FIT = {"steps": 600, "batch_size": 128, "eval_every": 40}
 FIGURE_RATE = 0.03
-"""Learning rate times the root of n_s."""
+"""Learning rate times the root of n_d: a fixed share of what the tied weights are at the start."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +156,9 @@ def figure_cells(
 
     Both axes run evenly from 0.002001 to 0.8 unless given; a ratio of less than one dimension becomes one. What costs
     time is the batch, and what the figures show is the symmetric state that training passes first, so batches are
-    small and trainings short, from tied weights, which leave no output dead; the rate falls with the root of n_s, as
-    the paper's does, or dense features diverge. Other ``settings`` go before these.
+    small and trainings short, from tied weights, which leave no output dead; the rate falls with the root of n_d, as
+    those weights do: at few dimensions they have far to go, at many dense features diverge. Other ``settings`` go
+    before these.
     """
     own = settings.pop("fit", {})
     axis = [float(value) for value in np.linspace(*FIGURE_AXIS)]
@@ -165,7 +166,7 @@ def figure_cells(
     return tuple(
         rug_config(
             **base, n_s=n, r=max(ratio, 1 / n), p=rate, seed=seed,
-            fit={**FIGURE_FIT, "learning_rate": FIGURE_RATE / n**0.5, **own},
+            fit={**FIGURE_FIT, "learning_rate": FIGURE_RATE / max(ratio * n, 1) ** 0.5, **own},
         )
         for n, ratio, rate, seed in product(n_s, r or axis, p or axis, seeds)
     )  # fmt: skip
