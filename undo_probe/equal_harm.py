@@ -245,7 +245,8 @@ def _unlearnt(plan: _Plan, known: set[str]) -> "pd.DataFrame":
             }
         )  # fmt: skip
         if plan.split == "forget_V":
-            found = attack_table(model, task, run.config.attack, run.config.seed, score=SCORES[plan.score])
+            score = SCORES[plan.score]
+            found = attack_table(model, task, run.config.attack, run.config.seed, score=score, retain=False)
             lines = lines.assign(after=found.cumulative_max()[-1], rate=found.best_rate())
         parts.append(lines)
     return pd.concat(parts, ignore_index=True)

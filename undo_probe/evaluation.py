@@ -18,13 +18,20 @@ LOGITS = 2**24
 
 
 def _logits(model: HookedTransformer, rows: TokenSet, size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Logits at every position but the last, which predicts nothing."""
+    """Logits at every position but the last, which predicts nothing; of filling behind all answers none."""
     device = next(model.parameters()).device
-    size = max(1, min(size, LOGITS // (rows.tokens.shape[1] * model.cfg.d_vocab)))
+    end = _end(rows.answer_mask)
+    size = max(1, min(size, LOGITS // (end * model.cfg.d_vocab)))
     with torch.no_grad():
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
-            yield part, model(rows.tokens[part, :-1].to(device), return_type="logits").float()
+            tokens = rows.tokens[part, : _end(rows.answer_mask[part]) - 1]
+            yield part, model(tokens.to(device), return_type="logits").float()
+
+
+def _end(answer_mask: Bool[Tensor, "row pos"]) -> int:
+    """Where the last answer ends."""
+    return int(answer_mask.any(dim=0).nonzero().max()) + 1
 
 
 def row_scores(model: HookedTransformer, rows: TokenSet, metric: Metric) -> np.ndarray:
@@ -227,8 +234,9 @@ def answers_correct(model: HookedTransformer, rows: TokenSet, size: int = 1024) 
     """
     correct = np.zeros(len(rows), dtype=bool)
     for part, logits in _logits(model, rows, size):
-        hit = logits.argmax(dim=-1).cpu() == rows.tokens[part][:, 1:]
-        correct[part] = (hit | ~rows.answer_mask[part][:, 1:]).all(dim=1).numpy()
+        read = slice(1, logits.shape[1] + 1)
+        hit = logits.argmax(dim=-1).cpu() == rows.tokens[part, read]
+        correct[part] = (hit | ~rows.answer_mask[part, read]).all(dim=1).numpy()
     return correct
 
 
@@ -236,7 +244,8 @@ def answer_log_probability(model: HookedTransformer, rows: TokenSet, size: int =
     """Log-probability of each row's whole answer in nats, float64, shape (row,)."""
     total = np.zeros(len(rows))
     for part, logits in _logits(model, rows, size):
-        tokens, mask = rows.tokens[part, 1:].to(logits.device), rows.answer_mask[part, 1:].to(logits.device)
+        read = slice(1, logits.shape[1] + 1)
+        tokens, mask = (each[part, read].to(logits.device) for each in (rows.tokens, rows.answer_mask))
         log_p = logits.log_softmax(dim=-1).gather(-1, tokens[..., None])[..., 0]
         total[part] = (log_p.double() * mask).sum(dim=1).cpu().numpy()
     return total

@@ -142,24 +142,34 @@ LANGUAGE_TINY = RunConfig(
     ),
     score=ScoreConfig(draws=999),
 )
-# facts of a real model: Europe's capitals are forgotten, all other capitals are their siblings. Every method is held to
-# one budget, so that what the attack brings back can be compared; needs `make smollm`, better with task.known=FILE
+# facts of a real model: Europe's and Asia's capitals are forgotten, all other capitals are their siblings. Every method
+# is held to one budget, so that what the attack brings back can be compared; settings were chosen on D (docs/log.md).
+# Needs `make smollm`, better with task.known=FILE
 FACTS_SMOLLM = RunConfig(
     name="facts-smollm",
     task=FactsConfig(
-        forget=FactSource(relations=("capital",), groups=("Europe",)),
+        forget=FactSource(relations=("capital",), groups=("Europe", "Asia")),
         retain=FactSource(relations=("capital", "continent", "symbol")),
+        n_ctx=16,
     ),
     original=OriginalConfig(source="smollm"),
     unlearn=UnlearnConfig(
         method="cir",
         also=("rmu", "npo", "repselect"),
-        budget=BudgetConfig(retain=0.05, siblings=0.1, rows=24),
-        cir=CIRConfig(steps=12, batch_size=16, step_norm=1.0, basis_batches=2, refresh=4, eval_every=12),
+        budget=BudgetConfig(retain=0.1, siblings=0.2, rows=24),
+        cir=CIRConfig(steps=12, batch_size=16, step_norm=0.02, basis_batches=2, refresh=4, eval_every=12),
         repselect=RepSelectConfig(batch_size=16, accumulate=4, adversary_steps=8, adversary_rate=1e-4),
-        npo=NPOConfig(steps=30, batch_size=16, learning_rate=1e-5, retain_weight=1.0, eval_every=30),
+        npo=NPOConfig(steps=12, batch_size=16, learning_rate=3e-5, retain_weight=1.0, eval_every=12),
+        # states there have a norm of 140
         rmu=RMUConfig(
-            steps=30, batch_size=16, learning_rate=1e-4, layer=9, tensors=("mlp.W_out",), eval_every=30
+            steps=24,
+            batch_size=16,
+            learning_rate=2e-4,
+            layer=9,
+            c=200.0,
+            retain_weight=10.0,
+            tensors=("mlp.W_out",),
+            eval_every=24,
         ),
     ),
     noise=NoiseConfig(alphas=(0.1,)),

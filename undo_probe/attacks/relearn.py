@@ -49,6 +49,7 @@ def attack_once(
     context: Context,
     recipe: Recipe | None = None,
     score: Score | None = None,
+    sides: Sequence[str] = tuple(EVALUATED),
 ) -> tuple[Fit, dict[str, np.ndarray]]:
     """Attacks a float32 copy at one rate, with constant schedule and AdamW (arXiv 2506.06278).
 
@@ -60,6 +61,7 @@ def attack_once(
         context: its seed draws batches, and whatever else the recipe draws.
         recipe: relearning on T if none is given.
         score: of each row; by the task's metric if none is given.
+        sides: which of ``forget`` and ``retain`` are evaluated.
 
     Returns:
         The fit, and for ``forget`` (V) and ``retain`` the score of each row at each evaluation step, shape
@@ -69,12 +71,12 @@ def attack_once(
     ranks.refuse("an attack", "attack without accelerate launch")
     recipe = recipe or Recipe()
     score = score or (lambda student, rows: row_scores(student, rows, task.metric))
-    seen: dict[str, dict[int, np.ndarray]] = {side: {} for side in EVALUATED}
+    seen: dict[str, dict[int, np.ndarray]] = {side: {} for side in sides}
 
     def measure(student: HookedTransformer, step: int, asking: Asking | None = None) -> list[Row]:
-        for side, split in EVALUATED.items():
+        for side in sides:
             if step not in seen[side]:
-                rows = task.rows(split)
+                rows = task.rows(EVALUATED[side])
                 asked = [rows] if asking is None else asking(task, rows, context.seed)
                 seen[side][step] = _mean_scores(student, asked, score)
         return []
@@ -380,18 +382,25 @@ def attack_table(
     seed: int,
     recipe: Recipe | None = None,
     score: Score | None = None,
+    retain: bool = True,
 ) -> AttackTable:
-    """One model attacked at every rate and with every seed of ``config``; arguments as of :func:`attack_once`."""
+    """One model attacked at every rate and with every seed of ``config``; arguments as of :func:`attack_once`.
+
+    Without ``retain`` its rows are not asked, and the table has none of them: no utility limit can be set.
+    """
     recipe = recipe or Recipe()
     rates = tuple(config.learning_rates) if recipe.trained else (UNTRAINED,)
     contexts = [
         Context(derive_seed(seed, "attack", number))
         for number in range(config.seeds if recipe.trained else 1)
     ]
+    sides = tuple(EVALUATED) if retain else ("forget",)
     found = [
-        [attack_once(model, task, config, rate, context, recipe, score)[1] for context in contexts]
+        [attack_once(model, task, config, rate, context, recipe, score, sides)[1] for context in contexts]
         for rate in rates
     ]
-    forget, retain = (np.stack([[each[side] for each in of_rate] for of_rate in found]) for side in EVALUATED)
+    seen = {side: np.stack([[each[side] for each in of_rate] for of_rate in found]) for side in sides}
+    forget = seen["forget"]
+    kept = seen["retain"] if retain else forget[..., :0]
     families = task.rows(EVALUATED["forget"]).families
-    return AttackTable(rates, recipe.steps(config), forget, retain, families, halves(families, seed))
+    return AttackTable(rates, recipe.steps(config), forget, kept, families, halves(families, seed))
