@@ -128,10 +128,18 @@ def test_interference_of_few_partners_is_not_normal() -> None:
     assert diagnostics.normality(edgy, draws=199).p_value == 1 / 200
 
 
+def test_noise_of_a_wide_dense_rug_passes_as_normal_and_that_of_pairs_does_not() -> None:
+    """Kurtosis is .02 at n_s 1024 and p = .5, which a thousand values do not show, but 3 where one partner speaks."""
+    assert diagnostics.not_normal(rug(1024, 0.5, 0.5), 0.5, rows=64) <= 0.15
+    assert diagnostics.not_normal(rug(1024, 0.5, 0.005), 0.005) == 1.0
+    assert diagnostics.not_normal(made_of(pairs(128)), 0.2) == 1.0
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [
         (lambda: diagnostics.diagnose(Autoencoder(8, 2), 0.1), "no feature reaches its own output"),
+        (lambda: diagnostics.not_normal(Autoencoder(8, 2), 0.1), "no feature reaches its own output"),
         (lambda: diagnostics.normality(torch.ones(20)), "at least 8 that are not all alike"),
     ],
 )

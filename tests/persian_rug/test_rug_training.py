@@ -125,6 +125,7 @@ def test_a_grid_is_opened_again_with_its_symmetry_and_curves(tmp_path: Path) -> 
     made = again.trained(base)
     line = again.table().query("p == 0.2").iloc[0]
     assert line["spread_diagonal"] == diagnostics.diagnose(made.model, 0.2).spread["diagonal"]
+    assert line["not_normal"] == diagnostics.not_normal(made.model, 0.2)
     curves = again.curves().query("p == 0.2")
     assert curves["loss"].tolist() == [loss / made.theory for _, loss in made.curve]
 

@@ -109,9 +109,9 @@ class AttackTable:
         return out
 
     def _allowed(self, utility: float | None) -> Bool[np.ndarray, "rate step"]:
-        retain = self.retain.mean(axis=(1, 3))
         if utility is None:
-            return np.ones_like(retain, dtype=bool)
+            return np.ones((len(self.rates), len(self.steps)), dtype=bool)
+        retain = self.retain.mean(axis=(1, 3))
         return retain >= utility * retain[:, :1]
 
 

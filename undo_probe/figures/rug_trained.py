@@ -32,6 +32,7 @@ MAPS = {
     "spread_interference_mean": "spread of the noise’s mean",
     "spread_interference_variance": "spread of its variance",
     "lyapunov": "Lyapunov ratio",
+    "not_normal": "rows of noise not normal",
     "over": "loss over the rug’s, log2",
 }
 """Column to the panel's title."""
@@ -127,9 +128,9 @@ def symmetry(table: "pd.DataFrame") -> Figure:
         caption=(
             "Dimensions over features upwards, how often a feature is on across; each panel has its own scale, pale "
             "is a rug, and the table has the numbers. Look whether all panels are pale in the same place: equal "
-            "diagonals, biases and noise are necessary, but the Lyapunov ratio alone says whether the noise is "
-            "Gaussian, and a model may pass the first four and lose less than the rug (purple in the last panel: "
-            "below it; brown: above)."
+            "diagonals, biases and noise are necessary, but only the Lyapunov ratio and the share of rows whose noise "
+            "a test tells from normal (1000 values, level .05) say whether it is Gaussian, and a model may pass the "
+            "first four and lose less than the rug (purple in the last panel: below it; brown: above)."
         ),
         opposite=(
             "dark parts that grow with the number of features: the symmetry would be an accident of small models."

@@ -59,6 +59,7 @@ _LAZY = {
     "truth": "calibration",
     "diagnose": "diagnostics",
     "normality": "diagnostics",
+    "not_normal": "diagnostics",
     "rows_of": "diagnostics",
     "rug_curvature": "blocks",
     "curvature": "hessian",
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from undo_probe.persian_rug.calibration import truth as truth
     from undo_probe.persian_rug.diagnostics import diagnose as diagnose
     from undo_probe.persian_rug.diagnostics import normality as normality
+    from undo_probe.persian_rug.diagnostics import not_normal as not_normal
     from undo_probe.persian_rug.diagnostics import rows_of as rows_of
     from undo_probe.persian_rug.distillation import distillation_table as distillation_table
     from undo_probe.persian_rug.distillation import exact_imitation as exact_imitation

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from undo_probe.errors import UndoProbeError
 from undo_probe.persian_rug.autoencoder import Autoencoder
+from undo_probe.persian_rug.engineered import features
 from undo_probe.persian_rug.limits import excess_moments
 from undo_probe.persian_rug.theory import shares, variance
 from undo_probe.randomness import generator
@@ -209,12 +211,43 @@ def normality(sample: Float[Tensor, " n"], draws: int = 999, seed: int = 0) -> N
             f"a test of normality on {len(values)} values: expected at least 8 that are not all alike"
         )
     found = float(_distance(values[None])[0])
-    source = generator(seed, "normality", len(values))
-    far = 0
-    for at in torch.arange(draws).split(100):
-        drawn = torch.randn(len(at), len(values), generator=source, dtype=torch.float64)
-        far += int((_distance(drawn) >= found).sum())
+    far = int((_null(len(values), draws, seed) >= found).sum())
     return Normality(found, (1 + far) / (1 + draws))
+
+
+def not_normal(
+    model: Autoencoder, p: float, rows: int = 16, samples: int = 1000, seed: int = 0, level: float = 0.05
+) -> float:
+    """The share of features whose interference :func:`normality` tells from normal at ``level``.
+
+    Of at most ``rows`` features that reach their own output, evenly spread; of true normals the share is the level.
+    The published figures show one row's p-value from the plain test, whose mean and deviation are the sample's own.
+
+    Raises:
+        UndoProbeError: no diagonal entry is positive.
+    """
+    reached = torch.nonzero((model.W_out * model.W_in.T).sum(1) > 0).flatten().tolist()
+    if not reached:
+        raise UndoProbeError("no feature reaches its own output: train the model, or start it at the rug")
+    chosen = [reached[at] for at in np.linspace(0, len(reached) - 1, min(rows, len(reached))).astype(int)]
+    x = features(samples, model.W_in.shape[1], p, generator(seed, "not normal"))
+    noise = torch.stack([interference(model, x, row) for row in chosen])
+    moving = noise[noise.std(1) > 0]
+    null = _null(samples, 999, seed)
+    far = (null[None] >= _distance(moving)[:, None]).sum(1)
+    # noise that never moves is as far from normal as there is
+    return 1 - float(((1 + far) / (1 + len(null)) >= level).sum()) / len(chosen)
+
+
+@lru_cache(maxsize=8)
+def _null(n: int, draws: int, seed: int) -> Float[Tensor, " draw"]:
+    """The distances of normal samples of one length."""
+    source = generator(seed, "normality", n)
+    parts = [
+        _distance(torch.randn(len(at), n, generator=source, dtype=torch.float64))
+        for at in torch.arange(draws).split(100)
+    ]
+    return torch.cat(parts)
 
 
 def _distance(samples: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import FolderLock
 from undo_probe.jobs import Job, Outcome, default_workers, values_of
-from undo_probe.persian_rug.diagnostics import diagnose
+from undo_probe.persian_rug.diagnostics import diagnose, not_normal
 from undo_probe.persian_rug.engineered import Measured, features
 from undo_probe.persian_rug.rivals import digon_loss, linear_loss
 from undo_probe.persian_rug.training import VERSION, RugConfig, TrainedRug, rug_config, step_flops, train
@@ -304,7 +304,8 @@ def _symmetry(made: TrainedRug) -> dict[str, Any]:
         return {}
     plain = {key: value for key, value in asdict(found).items() if key not in ("shares", "spread")}
     spread = {f"spread_{key}": value for key, value in found.spread.items()}
-    numbers = {**plain, "dropped": found.shares["dropped"], **spread}
+    rejected = not_normal(made.model, made.config.p)
+    numbers = {**plain, "dropped": found.shares["dropped"], "not_normal": rejected, **spread}
     # JSON has no word for what is not a number
     return {key: None if value != value else value for key, value in numbers.items()}
 
