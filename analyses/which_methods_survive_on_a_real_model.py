@@ -47,7 +47,7 @@ def main() -> None:
             means.loc[method, f"{name} - {INTACT}"] = shown
     facts = len(table.drop_duplicates(["family", "question"]))
     print(f"{table['split'].iloc[0]}: {facts} facts in {len(asked.folds)} folds; nats")
-    print(means.round(3).fillna("").to_string())
+    print(means.round(3).astype(object).fillna("").to_string())
 
 
 if __name__ == "__main__":
