@@ -1,5 +1,8 @@
 """One pass over complete rows says the same as decoding token by token."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,7 +21,7 @@ from undo_probe.evaluation import (
 )
 from undo_probe.models import HookedTransformer
 from undo_probe.tasks import TokenSet
-from undo_probe.tasks.protocol import join
+from undo_probe.tasks.protocol import answers_end, join
 
 TASK = tiny.small_task()
 ROWS = join("all", *(TASK.rows(split) for split in ("forget_T", "forget_V", "retain_train", "retain_test")))
@@ -93,6 +96,20 @@ def test_what_follows_the_end_mark_does_not_count() -> None:
     padded = TokenSet("padded", tokens, ROWS.answer_mask, ROWS.read_position, ROWS.labels)
     model = tiny.half_trained()
     assert np.array_equal(answers_correct(model, padded), answers_correct(model, ROWS))
+
+
+@pytest.mark.parametrize("score", [answers_correct, answer_log_probability])
+def test_filling_behind_all_answers_is_not_read(score: Callable[..., np.ndarray]) -> None:
+    end = answers_end(ROWS.answer_mask)
+    filled = replace(
+        ROWS,
+        tokens=torch.nn.functional.pad(ROWS.tokens[:, :end], (0, 5)),
+        answer_mask=torch.nn.functional.pad(ROWS.answer_mask[:, :end], (0, 5)),
+    )
+    # longer than the model reads: any pass over the filling would be refused
+    model = tiny.half_trained()
+    assert filled.tokens.shape[1] > model.cfg.n_ctx + 1
+    assert np.array_equal(score(model, filled), score(model, ROWS))
 
 
 def test_accuracy_by_operation_is_the_mean_over_its_rows() -> None:

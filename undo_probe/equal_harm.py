@@ -245,8 +245,9 @@ def _unlearnt(plan: _Plan, known: set[str]) -> "pd.DataFrame":
             }
         )  # fmt: skip
         if plan.split == "forget_V":
-            score = SCORES[plan.score]
-            found = attack_table(model, task, run.config.attack, run.config.seed, score=score, retain=False)
+            found = attack_table(
+                model, task, run.config.attack, run.config.seed, score=SCORES[plan.score], sides=("forget",)
+            )
             lines = lines.assign(after=found.cumulative_max()[-1], rate=found.best_rate())
         parts.append(lines)
     return pd.concat(parts, ignore_index=True)

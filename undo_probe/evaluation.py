@@ -12,6 +12,7 @@ from torch import Tensor
 from undo_probe.errors import UndoProbeError
 from undo_probe.models import HookedTransformer
 from undo_probe.tasks import Metric, Task, TokenSet
+from undo_probe.tasks.protocol import answers_end
 
 LOGITS = 2**24
 """Numbers of a forward pass's logits that are held at once: with a large vocabulary a batch has few rows."""
@@ -20,18 +21,13 @@ LOGITS = 2**24
 def _logits(model: HookedTransformer, rows: TokenSet, size: int) -> Iterator[tuple[slice, Tensor]]:
     """Logits at every position but the last, which predicts nothing; of filling behind all answers none."""
     device = next(model.parameters()).device
-    end = _end(rows.answer_mask)
+    end = answers_end(rows.answer_mask)
     size = max(1, min(size, LOGITS // (end * model.cfg.d_vocab)))
     with torch.no_grad():
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
-            tokens = rows.tokens[part, : _end(rows.answer_mask[part]) - 1]
+            tokens = rows.tokens[part, : answers_end(rows.answer_mask[part]) - 1]
             yield part, model(tokens.to(device), return_type="logits").float()
-
-
-def _end(answer_mask: Bool[Tensor, "row pos"]) -> int:
-    """Where the last answer ends."""
-    return int(answer_mask.any(dim=0).nonzero().max()) + 1
 
 
 def row_scores(model: HookedTransformer, rows: TokenSet, metric: Metric) -> np.ndarray:

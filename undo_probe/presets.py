@@ -175,7 +175,7 @@ FACTS_SMOLLM = RunConfig(
     noise=NoiseConfig(alphas=(0.1,)),
     distill=DistillConfig(steps=100, batch_size=16, learning_rate=1e-4, eval_every=20),
     attack=AttackConfig(
-        learning_rates=(3e-6, 1e-5, 3e-5),
+        learning_rates=(1e-5, 3e-5, 1e-4),
         steps=20,
         batch_size=8,
         eval_steps=(0, 5, 10, 20),

@@ -24,6 +24,7 @@ from undo_probe.attacks.relearn import (
     attack,
     attack_identity,
     attack_once,
+    attack_table,
     attack_tables,
     attacked_arms,
     core_rows,
@@ -34,6 +35,8 @@ from undo_probe.evaluation import answers_correct
 from undo_probe.files import read_json
 from undo_probe.models import content_hash
 from undo_probe.store import Run, Store
+from undo_probe.tasks import Batch
+from undo_probe.tasks.protocol import answers_end
 from undo_probe.training import Context
 
 # by name: undo_probe.attacks.relearn is the function
@@ -53,6 +56,34 @@ def test_the_attack_brings_back_what_was_only_suppressed() -> None:
     done, _ = attack_once(model, TASK, longer, 3e-3, Context(seed=1))
     assert tiny.accuracy(model, "forget_T") < 0.4
     assert tiny.accuracy(done.model, "forget_T") > 0.9
+
+
+def test_filling_is_left_out_of_a_batch_and_changes_no_loss() -> None:
+    model, rows = tiny.model(), TASK.batch("attack", 8, seed=1, step=0)
+    end = answers_end(rows.answer_mask)
+    filling = (0, model.cfg.n_ctx - end)
+    assert filling > (0, 0)
+    whole = Batch(
+        *(torch.nn.functional.pad(each[:, :end], filling) for each in (rows.tokens, rows.answer_mask))
+    )
+    short = whole.without_filling()
+    assert short.tokens.shape == (8, end)
+
+    def loss(batch: Batch) -> Tensor:
+        return losses.next_token(tiny.logits(model, batch.tokens), batch.tokens, batch.answer_mask)
+
+    torch.testing.assert_close(loss(short), loss(whole), rtol=1e-6, atol=1e-6)
+
+
+def test_a_side_that_is_not_asked_changes_nothing_of_the_other() -> None:
+    model = tiny.suppressed().model
+    both, forget = (
+        attack_table(model, TASK, SHORT, 1, sides=sides) for sides in (("forget", "retain"), ("forget",))
+    )
+    assert np.array_equal(both.forget, forget.forget)
+    assert both.retain.shape[-1] == len(TASK.rows("retain_test"))
+    assert forget.retain.shape[-1] == 0
+    assert np.array_equal(both.cumulative_max(), forget.cumulative_max())
 
 
 def test_step_zero_is_the_model_itself_and_the_last_step_the_attacked_one() -> None:

@@ -123,10 +123,11 @@ def _trained(
     batches, adapt = recipe.draw(task, context.seed), recipe.adapt
 
     def loss(student: torch.nn.Module, step: int) -> Tensor:
-        batch = batches(settings.batch_size, step)
+        batch = batches(settings.batch_size, step).without_filling()
         tokens, mask = batch.tokens.to(context.device), batch.answer_mask.to(context.device)
         return losses.next_token(student(tokens[:, :-1], return_type="logits"), tokens, mask)
 
+    # priced as whole rows: how much of them is filling differs from batch to batch
     cost = step_cost(copy, settings.batch_size, task.n_ctx, passes=3, labelled=recipe.labelled)
     return fit(
         copy,
@@ -382,11 +383,11 @@ def attack_table(
     seed: int,
     recipe: Recipe | None = None,
     score: Score | None = None,
-    retain: bool = True,
+    sides: Sequence[str] = tuple(EVALUATED),
 ) -> AttackTable:
     """One model attacked at every rate and with every seed of ``config``; arguments as of :func:`attack_once`.
 
-    Without ``retain`` its rows are not asked, and the table has none of them: no utility limit can be set.
+    With ``sides`` that lack ``retain`` the table has no such rows: no utility limit can be set.
     """
     recipe = recipe or Recipe()
     rates = tuple(config.learning_rates) if recipe.trained else (UNTRAINED,)
@@ -394,13 +395,12 @@ def attack_table(
         Context(derive_seed(seed, "attack", number))
         for number in range(config.seeds if recipe.trained else 1)
     ]
-    sides = tuple(EVALUATED) if retain else ("forget",)
     found = [
         [attack_once(model, task, config, rate, context, recipe, score, sides)[1] for context in contexts]
         for rate in rates
     ]
     seen = {side: np.stack([[each[side] for each in of_rate] for of_rate in found]) for side in sides}
     forget = seen["forget"]
-    kept = seen["retain"] if retain else forget[..., :0]
+    kept = seen.get("retain", forget[..., :0])
     families = task.rows(EVALUATED["forget"]).families
     return AttackTable(rates, recipe.steps(config), forget, kept, families, halves(families, seed))

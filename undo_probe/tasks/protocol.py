@@ -127,12 +127,22 @@ def check_disjoint(sets: Mapping[str, TokenSet]) -> None:
                 )
 
 
+def answers_end(answer_mask: Bool[Tensor, "row pos"]) -> int:
+    """How many positions there are up to the end of the last answer; behind it is filling alone."""
+    return int(answer_mask.any(dim=0).nonzero().max()) + 1
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows for one training step; ``answer_mask`` as in :class:`TokenSet`."""
 
     tokens: Int[Tensor, "row pos"]
     answer_mask: Bool[Tensor, "row pos"]
+
+    def without_filling(self) -> "Batch":
+        """The rows as long as the longest of them; nothing before is changed by what follows it."""
+        end = answers_end(self.answer_mask)
+        return Batch(self.tokens[:, :end], self.answer_mask[:, :end])
 
 
 @runtime_checkable
