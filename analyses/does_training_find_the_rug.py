@@ -4,7 +4,7 @@ Four settings from a random start, several seeds each: (a) a wide model in the m
 features, (c) a long training at r = .5, p = .2, (d) long trainings at every r and p of at least .2. Two outputs, kept
 apart: the plateau's level over L*, and the final loss over the lower of rug and digon.
 
-    python analyses/does_training_find_the_rug.py --out runs/bars       (resumes; a quarter of an hour on two cores)
+    python analyses/does_training_find_the_rug.py --out runs/bars       (resumes; about ten minutes)
 """
 
 import argparse

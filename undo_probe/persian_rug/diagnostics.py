@@ -24,6 +24,7 @@ FAINT = 0.25
 """A feature is dropped where its diagonal entry is below this share of the upper quartile of all."""
 FEW, NEAR = 4.0, 0.15
 """Fewer partners than this are no crowd; dimensionalities this far off, relatively, are called the same."""
+NOTHING = "no feature reaches its own output: train the model, or start it at the rug"
 CLASSES = ("rug", "digon", "private", "dropped", "other")
 PURE = 0.8
 """Share of the features of one class from which on the model is called by it."""
@@ -149,7 +150,7 @@ def diagnose(model: Autoencoder, p: float) -> Diagnosis:
     n_d, n_s = model.W_in.shape
     rows = rows_of(model, p)
     if float(rows.diagonal.max()) <= 0:
-        raise UndoProbeError("no feature reaches its own output: train the model, or start it at the rug")
+        raise UndoProbeError(NOTHING)
     named = classes(rows, n_d / n_s)
     kept = torch.tensor([name != "dropped" for name in named])
     counts = {name: named.count(name) / n_s for name in CLASSES}
@@ -228,7 +229,7 @@ def not_normal(
     """
     reached = torch.nonzero((model.W_out * model.W_in.T).sum(1) > 0).flatten().tolist()
     if not reached:
-        raise UndoProbeError("no feature reaches its own output: train the model, or start it at the rug")
+        raise UndoProbeError(NOTHING)
     chosen = [reached[at] for at in np.linspace(0, len(reached) - 1, min(rows, len(reached))).astype(int)]
     x = features(samples, model.W_in.shape[1], p, generator(seed, "not normal"))
     noise = torch.stack([interference(model, x, row) for row in chosen])

@@ -32,7 +32,7 @@ KEPT = 8
 FIGURE_SIZES, FIGURE_AXIS = (128, 1024), (0.002001, 0.8, 20)
 FIGURE_FIT = {"steps": 600, "batch_size": 128, "eval_every": 40}
 FIGURE_RATE = 0.03
-"""Learning rate times the root of n_d: a fixed share of what the tied weights are at the start."""
+"""Learning rate times the root of ``r n_s`` (at least 1): a fixed share of what the tied weights are at the start."""
 
 
 @dataclass(frozen=True, eq=False)
