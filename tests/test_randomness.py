@@ -1,6 +1,7 @@
 """A draw depends on what it is for, and on nothing else."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -45,11 +46,13 @@ def test_generators_of_two_purposes_share_no_stream_and_move_no_global_state() -
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def _torch_settings() -> tuple[bool, bool, int]:
+def _torch_settings() -> tuple[bool, bool, int, bool]:
+    memory: Any = torch.utils.deterministic
     return (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.get_num_threads(),
+        memory.fill_uninitialized_memory,
     )
 
 
@@ -63,7 +66,7 @@ def test_determinism_and_threads_are_set_inside_and_restored_after(
     outside = _torch_settings()
     try:
         with deterministic(threads=2):
-            assert _torch_settings() == (True, False, 2)
+            assert _torch_settings() == (True, False, 2, False)
             if fails:
                 raise KeyError
     except KeyError:

@@ -112,6 +112,20 @@ def test_a_fresh_model_has_the_shape_and_nothing_of_the_weights(style: str, load
     assert float((tiny.logits(fresh, ROWS) - tiny.logits(ours, ROWS)).abs().max()) > 0.1
 
 
+def test_what_a_pretrained_model_says_of_its_start_does_not_reach_a_copy_or_a_fresh_model(
+    loaded: Any,
+) -> None:
+    """The library's own loader leaves matrices undrawn; a seed of its own would make every fresh model the same."""
+    ours = clone(loaded["llama tied"][1])
+    ours.cfg.init_weights, ours.cfg.seed = False, 7
+    drawn = [content_hash(fresh_like(ours, seed)) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0] == content_hash(fresh_like(loaded["llama tied"][1], 0))
+    copy = clone(ours)
+    assert (copy.cfg.init_weights, copy.cfg.seed) == (False, 7)
+    assert content_hash(copy) == content_hash(ours)
+
+
 def test_flops_count_shared_keys_and_the_tied_unembedding(loaded: Any) -> None:
     """Two for each weight of the blocks and the unembedding, four for each number of a query and a token seen."""
     theirs, ours = loaded["gemma2"]

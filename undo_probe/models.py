@@ -65,10 +65,17 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _construct(shape: HookedTransformerConfig) -> HookedTransformer:
-    """A HookedTransformer on the CPU with torch's global random state as it was."""
+def _construct(shape: HookedTransformerConfig, *, drawn: bool = False) -> HookedTransformer:
+    """A HookedTransformer on the CPU with torch's global random state as it was.
+
+    Its matrices are drawn from that state, or hold anything: whatever ``shape`` says of its own seed, or of weights
+    that a pretrained model was to bring.
+    """
+    said = shape.init_weights, shape.seed
+    shape.init_weights, shape.seed = drawn, None
     with torch.random.fork_rng(devices=[]), _quiet():
         model = HookedTransformer(shape, move_to_device=False)
+    model.cfg.init_weights, model.cfg.seed = said
     fuse(model, attention=(Attention, GroupedQueryAttention), norm=(LayerNorm,))
     return model
 
@@ -76,7 +83,7 @@ def _construct(shape: HookedTransformerConfig) -> HookedTransformer:
 def _drawn(shape: HookedTransformerConfig, seed: int) -> HookedTransformer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
-        return _construct(shape)
+        return _construct(shape, drawn=True)
 
 
 def build(config: ModelConfig, d_vocab: int, n_ctx: int, seed: int, device: str = "cpu") -> HookedTransformer:
