@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from undo_probe import claim_sheet
+from undo_probe import claim_sheet, replicates
 from undo_probe.claim_sheet import table
 from undo_probe.claims import CLAIMS, Evidence, judge, judge_all
 from undo_probe.config import RunConfig
@@ -187,7 +187,9 @@ def test_the_second_run_is_made_only_where_it_is_asked_for(
 ) -> None:
     made = []
 
-    def replicate(config: RunConfig, seeds: list[int], folder: Path) -> pd.DataFrame:
+    def replicate(
+        config: RunConfig, seeds: list[int], folder: Path, kept: Path | None = None
+    ) -> pd.DataFrame:
         made.append(folder.as_posix())
         second = folder.name == "entangled"
         assert isinstance(config.task, ArithmeticConfig) and bool(config.task.forget_factors) == second
@@ -198,6 +200,34 @@ def test_the_second_run_is_made_only_where_it_is_asked_for(
     claim_sheet.main(name)
     assert made == folders
     assert said in capsys.readouterr().out
+
+
+def test_kept_readings_need_no_run_and_serve_no_other_configuration(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[tuple[int, float]] = []
+
+    def run(config: RunConfig, folder: Path, workers: int | None) -> RunConfig:
+        made.append((config.seed, config.noise.alphas[0]))
+        return config
+
+    def read(config: RunConfig) -> pd.DataFrame:
+        return pd.DataFrame({"seed": [config.seed], "value": [config.seed + config.noise.alphas[0]]})
+
+    monkeypatch.setattr(replicates, "run_undo", run)
+    monkeypatch.setattr(replicates, "attack", lambda run, workers: run)
+    monkeypatch.setattr(replicates, "score", lambda run, workers: run)
+    monkeypatch.setattr(replicates, "_table", read)
+    one, other = (preset("tiny", f"noise.alphas=[{alpha}]") for alpha in (0.25, 0.5))
+    kept = tmp_path / "kept.parquet"
+    first = replicates.replicate(one, [1, 2], tmp_path, kept=kept)
+    assert made == [(1, 0.25), (2, 0.25)]
+    again = replicates.replicate(one, [2, 1, 3], tmp_path, kept=kept)
+    assert made[2:] == [(3, 0.25)]
+    assert again["value"].tolist() == [2.25, 1.25, 3.25]
+    assert list(again.columns) == list(first.columns)
+    assert replicates.replicate(other, [1], tmp_path, kept=kept)["value"].tolist() == [1.5]
+    assert made[3:] == [(1, 0.5)]
 
 
 def test_the_sheet_adjusts_over_what_was_tested() -> None:

@@ -52,6 +52,9 @@ def main(name: str = "") -> None:
     parser.add_argument(
         "--out", default="runs/claims", type=Path, help="one folder a seed; finished stages are loaded"
     )
+    parser.add_argument(
+        "--readings", type=Path, help="a Parquet file that keeps readings; seeds it holds are not run again"
+    )
     told = "a second run a seed, in OUT/entangled, for C17 on the sheet of all"
     parser.add_argument("--entangled", action="store_true", help=told)
     parser.add_argument(
@@ -60,7 +63,7 @@ def main(name: str = "") -> None:
     asked = parser.parse_args()
 
     def evidence(config: "RunConfig", folder: Path, beside: Evidence | None = None) -> Evidence:
-        found = replicate(config, asked.seeds, folder)
+        found = replicate(config, asked.seeds, folder, kept=asked.readings)
         return Evidence(found, config.unlearn.method, config.arms.rates_alpha, beside)
 
     second = entangled(preset(asked.preset, *asked.overrides)) if asked.entangled or name == "C17" else None

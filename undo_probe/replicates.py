@@ -9,7 +9,7 @@ from undo_probe import intervals
 from undo_probe.attacks.relearn import attack
 from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
-from undo_probe.files import read_json
+from undo_probe.files import atomic_file, digest, read_json
 from undo_probe.pipeline import run_undo
 from undo_probe.presets import override
 from undo_probe.records import Scorecard
@@ -24,11 +24,23 @@ ENOUGH = 6
 
 
 def replicate(
-    config: RunConfig, seeds: Sequence[int], folder: str | Path, workers: int | None = None
+    config: RunConfig,
+    seeds: Sequence[int],
+    folder: str | Path,
+    workers: int | None = None,
+    kept: str | Path | None = None,
 ) -> "pd.DataFrame":
     """Runs, attacks and scores the configuration once a seed, each in ``folder/SEED``.
 
     What is done already is loaded, so more seeds can be added later.
+
+    Args:
+        config: its own seed does not matter.
+        seeds: of the runs.
+        folder: where they lie.
+        workers: processes at once.
+        kept: a Parquet file of readings, to which each seed is added as it comes; a seed that it holds of this very
+            configuration needs no run any more. It may hold those of several configurations.
 
     Returns:
         All readings, with columns ``arm`` (its name) and ``inner`` (the layer chosen on D in that run).
@@ -36,9 +48,21 @@ def replicate(
     import pandas as pd
 
     tables = []
+    # the seed is a column of its own, and where it runs makes no difference
+    what = digest(config.model_dump(mode="json", exclude={"seed", "device", "threads"}))
+    known = pd.read_parquet(kept) if kept is not None and Path(kept).is_file() else None
     for seed in seeds:
+        if known is not None:
+            own = known[(known["config"] == what) & (known["seed"] == seed)]
+            if len(own):
+                tables.append(own.drop(columns="config"))
+                continue
         run = run_undo(override(config, f"seed={seed}"), Path(folder) / str(seed), workers=workers)
         tables.append(_table(score(attack(run, workers=workers), workers=workers)))
+        if kept is not None:
+            known = pd.concat([each for each in (known, tables[-1].assign(config=what)) if each is not None])
+            with atomic_file(kept) as temporary:
+                known.to_parquet(temporary, index=False)
     return pd.concat(tables, ignore_index=True)
 
 
