@@ -310,6 +310,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "capped": {"attn_scores_soft_cap": 5.0},
     "alibi": {"positional_embedding_type": "alibi"},
     "bidirectional": {"attention_dir": "bidirectional"},
+    "gated": {"gated_mlp": True, "act_fn": "silu"},
     "local": {"use_local_attn": True, "window_size": 3, "attn_types": ["global", "local"]},
 }
 
@@ -317,8 +318,8 @@ STYLES: dict[str, dict[str, Any]] = {
 def pair(style: str) -> tuple[HookedTransformer, HookedTransformer]:
     """The library's own model, and our copy of it."""
     shape = HookedTransformerConfig(
-        n_layers=2, d_model=32, n_heads=4, d_head=8, d_mlp=32, n_ctx=12, d_vocab=20, act_fn="gelu",
-        normalization_type="LN", device="cpu", seed=None, **STYLES[style],
+        n_layers=2, d_model=32, n_heads=4, d_head=8, d_mlp=32, n_ctx=12, d_vocab=20, normalization_type="LN",
+        device="cpu", seed=None, **{"act_fn": "gelu", **STYLES[style]},
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -392,6 +393,23 @@ def test_the_kernel_is_used_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) 
     assert len(calls) == 2
     ours.run_with_cache(rows, names_filter="blocks.0.attn.hook_pattern")
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("point", ["hook_pre", "hook_pre_linear", "hook_post"])
+def test_whoever_changes_what_lies_in_a_gated_mlp_changes_what_the_library_would(point: str) -> None:
+    plain, ours = pair("gated")
+    assert type(ours.blocks[0].mlp).__name__ == "FusedGatedMLP"
+    rows = torch.randint(20, (3, 12), generator=torch.Generator().manual_seed(6))
+    double = (f"blocks.0.mlp.{point}", lambda value, hook: 2 * value)
+    one, two = (m.run_with_hooks(rows, fwd_hooks=[double]) for m in (plain, ours))
+    torch.testing.assert_close(two, one, atol=2e-5, rtol=1e-5)
+    assert (ours(rows) - two).abs().max() > 0.01
+
+
+def test_a_gated_mlp_in_bfloat16_rounds_as_in_the_library() -> None:
+    plain, ours = (model.to(torch.bfloat16) for model in pair("gated"))
+    x = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(7)).bfloat16()
+    assert torch.equal(plain.blocks[1].mlp(x), ours.blocks[1].mlp(x))
 
 
 def test_whoever_changes_the_norms_scale_changes_what_the_library_would() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from undo_probe.attacks.relearn import attack_table
+from undo_probe.attacks.relearn import bracketed_attack_table
 from undo_probe.collapse_config import BudgetConfig, CollapseFit
 from undo_probe.config import UnlearnConfig, UnlearnFit
 from undo_probe.errors import UndoProbeError
@@ -87,8 +87,9 @@ def equal_harm(
     Returns:
         One line a question and way (of two that are alike only the last), :data:`INTACT` first: run, fold, split, way,
         family; the score ``before`` and ``after`` the attack (NaN without one); what the attack reaches is its best
-        step at the rate that is best on the other half of V. ``rate``, ``moved`` (L2 norm of the change of all
-        weights), ``bound`` (the limit that ended it) and KL by set repeat on each line.
+        step at the rate that is best on the other half of V. These repeat on each line: ``rate`` (the best on all of
+        V), ``rates`` (how many were tried), ``edge`` (-1 or 1 where the best is the lowest or highest by more than
+        chance), ``moved`` (L2 norm of the change of all weights), ``bound`` (the limit that ended it) and KL by set.
 
     Raises:
         UndoProbeError: a way is not known, or the task has no folds.
@@ -198,6 +199,7 @@ def _plan(
         "split": split,
         "score": score,
         "attack": attack,
+        "bracketed": True,
     }
     keys = {digest(same): INTACT}
     for name, way in ways.items():
@@ -245,10 +247,15 @@ def _unlearnt(plan: _Plan, known: set[str]) -> "pd.DataFrame":
             }
         )  # fmt: skip
         if plan.split == "forget_V":
-            found = attack_table(
+            found = bracketed_attack_table(
                 model, task, run.config.attack, run.config.seed, score=SCORES[plan.score], sides=("forget",)
             )
-            lines = lines.assign(after=found.cumulative_max()[-1], rate=found.best_rate())
+            lines = lines.assign(
+                after=found.cumulative_max()[-1],
+                rate=found.best_rate(),
+                rates=len(found.rates),
+                edge=found.edge(),
+            )
         parts.append(lines)
     return pd.concat(parts, ignore_index=True)
 

@@ -33,6 +33,7 @@ with warnings.catch_warnings():
     from transformer_lens.components.attention import Attention
     from transformer_lens.components.grouped_query_attention import GroupedQueryAttention
     from transformer_lens.components.layer_norm import LayerNorm
+    from transformer_lens.components.mlps.gated_mlp import GatedMLP
 
 # CUDA's matrix products are deterministic only with this, read once, at the first product of the process
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -76,7 +77,7 @@ def _construct(shape: HookedTransformerConfig, *, drawn: bool = False) -> Hooked
     with torch.random.fork_rng(devices=[]), _quiet():
         model = HookedTransformer(shape, move_to_device=False)
     model.cfg.init_weights, model.cfg.seed = said
-    fuse(model, attention=(Attention, GroupedQueryAttention), norm=(LayerNorm,))
+    fuse(model, attention=(Attention, GroupedQueryAttention), norm=(LayerNorm,), gated=(GatedMLP,))
     return model
 
 

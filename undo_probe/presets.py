@@ -179,7 +179,7 @@ FACTS_SMOLLM = RunConfig(
         steps=20,
         batch_size=8,
         eval_steps=(0, 5, 10, 20),
-        max_extensions=0,
+        max_extensions=1,
     ),
     arms=ArmsConfig(twins=(), unlearn_and_distill=False, rates_alpha=0.1),
 )

@@ -27,6 +27,7 @@ from undo_probe.attacks.relearn import (
     attack_table,
     attack_tables,
     attacked_arms,
+    bracketed_attack_table,
     core_rows,
     run_attack,
 )
@@ -73,6 +74,30 @@ def test_filling_is_left_out_of_a_batch_and_changes_no_loss() -> None:
         return losses.next_token(tiny.logits(model, batch.tokens), batch.tokens, batch.answer_mask)
 
     torch.testing.assert_close(loss(short), loss(whole), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("best", "extensions", "tried"), [(3e-3, 2, 5), (3e-3, 1, 4), (3e-4, 2, 3), (2e-5, 2, 5)]
+)
+def test_rates_grow_while_the_best_lies_at_their_edge_by_more_than_chance(
+    best: float, extensions: int, tried: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an attack that does the better the nearer its rate is to one."""
+    rows = len(TASK.rows("forget_V"))
+
+    def once(
+        model: Any, task: Any, config: AttackConfig, rate: float, *_: Any
+    ) -> tuple[None, dict[str, np.ndarray]]:
+        score = np.full((len(config.eval_steps), rows), -abs(math.log(rate / best)))
+        return None, {"forget": score}
+
+    monkeypatch.setattr(MODULE, "attack_once", once)
+    grid = SHORT.model_copy(update={"learning_rates": (1e-4, 3e-4, 9e-4), "max_extensions": extensions})
+    table = bracketed_attack_table(tiny.model(), TASK, grid, 1, sides=("forget",))
+    assert len(table.rates) == tried and set(grid.learning_rates) <= set(table.rates)
+    assert list(table.rates) == sorted(table.rates)
+    for rate in table.rates:
+        assert table.at_rate(rate).mean() == pytest.approx(-abs(math.log(rate / best)))
 
 
 def test_a_side_that_is_not_asked_changes_nothing_of_the_other() -> None:

@@ -404,3 +404,31 @@ def attack_table(
     kept = seen.get("retain", forget[..., :0])
     families = task.rows(EVALUATED["forget"]).families
     return AttackTable(rates, recipe.steps(config), forget, kept, families, halves(families, seed))
+
+
+def bracketed_attack_table(
+    model: HookedTransformer, task: Task, config: AttackConfig, seed: int, **how: Any
+) -> AttackTable:
+    """:func:`attack_table`, whose rates grow by factors of 3 while the best one lies at their edge, and not by chance.
+
+    At most ``config.max_extensions`` times on either side, as :func:`attack` does for all arms of a run.
+    """
+    core = core_rows(task)
+    table = attack_table(model, task, config, seed, **how)
+    while (rates := _extended(list(table.rates), {"": table}, config, core)) != list(table.rates):
+        new = tuple(rate for rate in rates if rate not in table.rates)
+        further = attack_table(model, task, config.model_copy(update={"learning_rates": new}), seed, **how)
+        table = _joined(table, further)
+    return table
+
+
+def _joined(one: AttackTable, other: AttackTable) -> AttackTable:
+    """The rates of both, in order; steps, seeds and rows are the same."""
+    rates = (*one.rates, *other.rates)
+    order = np.argsort(rates)
+    return replace(
+        one,
+        rates=tuple(rates[at] for at in order),
+        forget=np.concatenate([one.forget, other.forget])[order],
+        retain=np.concatenate([one.retain, other.retain])[order],
+    )
