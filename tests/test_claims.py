@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from undo_probe import claim_sheet, replicates
 from undo_probe.claim_sheet import table
-from undo_probe.claims import CLAIMS, Evidence, judge, judge_all
+from undo_probe.claims import CLAIMS, MEASURES, Evidence, judge, judge_all
 from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.plan import plan
@@ -188,7 +189,11 @@ def test_the_second_run_is_made_only_where_it_is_asked_for(
     made = []
 
     def replicate(
-        config: RunConfig, seeds: list[int], folder: Path, kept: Path | None = None
+        config: RunConfig,
+        seeds: list[int],
+        folder: Path,
+        kept: Path | None = None,
+        measures: Sequence[str] = (),
     ) -> pd.DataFrame:
         made.append(folder.as_posix())
         second = folder.name == "entangled"
@@ -212,7 +217,8 @@ def test_kept_readings_need_no_run_and_serve_no_other_configuration(
         return config
 
     def read(config: RunConfig) -> pd.DataFrame:
-        return pd.DataFrame({"seed": [config.seed], "value": [config.seed + config.noise.alphas[0]]})
+        value = config.seed + config.noise.alphas[0]
+        return pd.DataFrame({"seed": config.seed, "measure": ["accuracy", "cka"], "value": [value, 0.0]})
 
     monkeypatch.setattr(replicates, "run_undo", run)
     monkeypatch.setattr(replicates, "attack", lambda run, workers: run)
@@ -220,13 +226,14 @@ def test_kept_readings_need_no_run_and_serve_no_other_configuration(
     monkeypatch.setattr(replicates, "_table", read)
     one, other = (preset("tiny", f"noise.alphas=[{alpha}]") for alpha in (0.25, 0.5))
     kept = tmp_path / "kept.parquet"
-    first = replicates.replicate(one, [1, 2], tmp_path, kept=kept)
+    asked = {"kept": kept, "measures": ["accuracy"]}
+    first = replicates.replicate(one, [1, 2], tmp_path, **asked)
     assert made == [(1, 0.25), (2, 0.25)]
-    again = replicates.replicate(one, [2, 1, 3], tmp_path, kept=kept)
+    again = replicates.replicate(one, [2, 1, 3], tmp_path, **asked)
     assert made[2:] == [(3, 0.25)]
     assert again["value"].tolist() == [2.25, 1.25, 3.25]
     assert list(again.columns) == list(first.columns)
-    assert replicates.replicate(other, [1], tmp_path, kept=kept)["value"].tolist() == [1.5]
+    assert replicates.replicate(other, [1], tmp_path, kept=kept)["value"].tolist() == [1.5, 0.0]
     assert made[3:] == [(1, 0.5)]
 
 
@@ -237,6 +244,20 @@ def test_the_sheet_adjusts_over_what_was_tested() -> None:
     tested = sum(each.p_value is not None for each in found)
     assert f"0.031 ({0.03125 * tested:.2f})" in text
     assert "| – | – | – | not measured" in text
+
+
+def test_no_claim_reads_a_measure_that_is_not_kept() -> None:
+    unread = readings().assign(measure="weights")
+    less = pd.concat([readings(), unread])
+    kept = less.loc[less["measure"].isin(list(MEASURES))]
+    assert [str(each) for each in judge_all(Evidence(kept))] == [
+        str(e) for e in judge_all(Evidence(readings()))
+    ]
+    source = (REPO / "undo_probe" / "claims.py").read_text()
+    read = set(re.findall(r"measure == '(\w+)'", source)) | set(
+        re.findall(r'\["measure"\] == "(\w+)"', source)
+    )
+    assert read == set(MEASURES)
 
 
 def test_an_unknown_claim_is_named_with_those_there_are() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from undo_probe import intervals
-from undo_probe.claims import CLAIMS, Evidence, Verdict, judge, judge_all
+from undo_probe.claims import CLAIMS, MEASURES, Evidence, Verdict, judge, judge_all
 
 if TYPE_CHECKING:
     from undo_probe.config import RunConfig
@@ -63,7 +63,7 @@ def main(name: str = "") -> None:
     asked = parser.parse_args()
 
     def evidence(config: "RunConfig", folder: Path, beside: Evidence | None = None) -> Evidence:
-        found = replicate(config, asked.seeds, folder, kept=asked.readings)
+        found = replicate(config, asked.seeds, folder, kept=asked.readings, measures=MEASURES)
         return Evidence(found, config.unlearn.method, config.arms.rates_alpha, beside)
 
     second = entangled(preset(asked.preset, *asked.overrides)) if asked.entangled or name == "C17" else None

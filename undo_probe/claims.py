@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Margins = np.ndarray
+MEASURES = (
+    "accuracy",
+    "relearned",
+    "relearned_utility",
+    "relearn_log_steps",
+    "robustness",
+    "compute_share",
+    "probe_bits",
+)
+"""What the contrasts below read of a scorecard."""
 
 
 class Missing(UndoProbeError):

@@ -29,6 +29,7 @@ def replicate(
     folder: str | Path,
     workers: int | None = None,
     kept: str | Path | None = None,
+    measures: Sequence[str] | None = None,
 ) -> "pd.DataFrame":
     """Runs, attacks and scores the configuration once a seed, each in ``folder/SEED``.
 
@@ -41,6 +42,7 @@ def replicate(
         workers: processes at once.
         kept: a Parquet file of readings, to which each seed is added as it comes; a seed that it holds of this very
             configuration needs no run any more. It may hold those of several configurations.
+        measures: those that are kept and returned; all by default.
 
     Returns:
         All readings, with columns ``arm`` (its name) and ``inner`` (the layer chosen on D in that run).
@@ -58,11 +60,12 @@ def replicate(
                 tables.append(own.drop(columns="config"))
                 continue
         run = run_undo(override(config, f"seed={seed}"), Path(folder) / str(seed), workers=workers)
-        tables.append(_table(score(attack(run, workers=workers), workers=workers)))
+        own = _table(score(attack(run, workers=workers), workers=workers))
+        tables.append(own if measures is None else own[own["measure"].isin(list(measures))])
         if kept is not None:
             known = pd.concat([each for each in (known, tables[-1].assign(config=what)) if each is not None])
             with atomic_file(kept) as temporary:
-                known.to_parquet(temporary, index=False)
+                known.to_parquet(temporary, index=False, compression="zstd")
     return pd.concat(tables, ignore_index=True)
 
 
