@@ -56,6 +56,19 @@ def test_projection_shares_of_complements_add_to_one() -> None:
     assert linalg.projection_share(torch.zeros(1, 6), torch.eye(6)[:, :1]).item() == 0
 
 
+def test_the_covariance_of_a_wide_space_is_whole_though_half_of_it_is_summed() -> None:
+    """Wider than two panels, in batches and merged."""
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(90, 2 * linalg.PANEL + 30, generator=draw, dtype=torch.float64) + 3
+    seen, other = (linalg.StreamedPCA(rows.shape[1]) for _ in range(2))
+    for batch in rows[:60].split(25):
+        seen.update(batch)
+    found = seen.merge(other.update(rows[60:])).covariance()
+    np.testing.assert_allclose(found, np.cov(rows.numpy().T), rtol=1e-9, atol=1e-12)
+    assert torch.equal(found, found.T)
+    torch.testing.assert_close(seen.covariance(), found, rtol=0, atol=0)  # asking changes nothing
+
+
 @given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6), offset=st.sampled_from([0.0, 1e4]))
 @settings(max_examples=20, deadline=None)
 def test_streamed_moments_equal_those_of_all_rows_at_once(sizes: list[int], offset: float) -> None:

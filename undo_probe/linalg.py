@@ -18,6 +18,8 @@ WIDE, LANCZOS_SHARE = 768, 16
 """From this width on, and for at most this part of it, single components are cheaper than all of them."""
 LANCZOS_STEPS, RESTARTS, CONVERGED = 10, 12, 1e-9
 """Products of the matrix before a restart, and restarts before giving up; what may be left, of the largest value."""
+PANEL = 512
+"""Rows of a scatter matrix that are added to at once: of wider ones only what lies right of the diagonal is summed."""
 DEPENDENT = 1e-10
 """A vector whose part outside the span of the earlier ones is below this share of its norm adds nothing."""
 
@@ -128,7 +130,9 @@ class StreamedPCA:
         rows = rows.to(self._scatter)
         mean = rows.mean(0)
         centred = rows - mean
-        self._scatter.addmm_(centred.T, centred)
+        for start in range(0, rows.shape[1], PANEL):
+            panel = slice(start, start + PANEL)
+            self._scatter[panel, start:].addmm_(centred[:, panel].T, centred[:, start:])
         self._shift(len(rows), mean)
         return self
 
@@ -151,7 +155,14 @@ class StreamedPCA:
         """The unbiased covariance."""
         if self.n < 2:
             raise UndoProbeError(f"a covariance needs at least 2 vectors, this one has seen {self.n}")
-        return self._scatter / (self.n - 1)
+        found = self._scatter / (self.n - 1)
+        if len(found) <= PANEL:
+            return found
+        mirrored = (
+            found.triu_().T.contiguous()
+        )  # transposed in one copy: an addition of the view takes four times as long
+        mirrored.diagonal().zero_()
+        return found.add_(mirrored)
 
     def components(self, k: int, at_most: bool = False) -> PCA:
         """The ``k`` leading principal components, by Lanczos' method where they are few in a wide space.
