@@ -191,7 +191,9 @@ def _plan(
     if "fold" not in type(run.config.task).model_fields:
         raise UndoProbeError(f"{folder}: the task {run.config.task.name} has no folds (task.fold)")
     unlearn = unlearn or run.config.unlearn
-    attack = None if split == "forget_D" else run.config.attack.model_dump(mode="json")
+    attack = None
+    if split != "forget_D":
+        attack = {**run.config.attack.model_dump(mode="json"), "bracketed": True}
     same = {
         "run": folder.name,
         "original": run.keys["original"],
@@ -199,7 +201,6 @@ def _plan(
         "split": split,
         "score": score,
         "attack": attack,
-        "bracketed": True,
     }
     keys = {digest(same): INTACT}
     for name, way in ways.items():

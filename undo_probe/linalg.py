@@ -158,9 +158,8 @@ class StreamedPCA:
         found = self._scatter / (self.n - 1)
         if len(found) <= PANEL:
             return found
-        mirrored = (
-            found.triu_().T.contiguous()
-        )  # transposed in one copy: an addition of the view takes four times as long
+        # copied first: to add the transposed view itself takes longer
+        mirrored = found.triu_().T.contiguous()
         mirrored.diagonal().zero_()
         return found.add_(mirrored)
 

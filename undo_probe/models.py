@@ -67,11 +67,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _construct(shape: HookedTransformerConfig, *, drawn: bool = False) -> HookedTransformer:
-    """A HookedTransformer on the CPU with torch's global random state as it was.
-
-    Its matrices are drawn from that state, or hold anything: whatever ``shape`` says of its own seed, or of weights
-    that a pretrained model was to bring.
-    """
+    """A HookedTransformer on the CPU, drawn from torch's global random state or not at all; that stays as it was."""
+    # a seed of the shape's own, and weights that the library's loader was to bring, do not count
     said = shape.init_weights, shape.seed
     shape.init_weights, shape.seed = drawn, None
     with torch.random.fork_rng(devices=[]), _quiet():

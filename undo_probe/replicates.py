@@ -42,7 +42,7 @@ def replicate(
         workers: processes at once.
         kept: a Parquet file of readings, to which each seed is added as it comes; a seed that it holds of this very
             configuration needs no run any more. It may hold those of several configurations.
-        measures: those that are kept and returned; all by default.
+        measures: those that are kept and returned; all by default, and of a seed in ``kept`` those that it holds.
 
     Returns:
         All readings, with columns ``arm`` (its name) and ``inner`` (the layer chosen on D in that run).
@@ -54,11 +54,10 @@ def replicate(
     what = digest(config.model_dump(mode="json", exclude={"seed", "device", "threads"}))
     known = pd.read_parquet(kept) if kept is not None and Path(kept).is_file() else None
     for seed in seeds:
-        if known is not None:
-            own = known[(known["config"] == what) & (known["seed"] == seed)]
-            if len(own):
-                tables.append(own.drop(columns="config"))
-                continue
+        held = None if known is None else known[(known["config"] == what) & (known["seed"] == seed)]
+        if held is not None and len(held):
+            tables.append(held.drop(columns="config"))
+            continue
         run = run_undo(override(config, f"seed={seed}"), Path(folder) / str(seed), workers=workers)
         own = _table(score(attack(run, workers=workers), workers=workers))
         tables.append(own if measures is None else own[own["measure"].isin(list(measures))])

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from itertools import count
@@ -18,6 +19,7 @@ from torch import Tensor
 from undo_probe import losses
 from undo_probe.attacks import relearn as relearn_model
 from undo_probe.attacks.envelope import AttackTable
+from undo_probe.attacks.recipes import Recipe
 from undo_probe.attacks.relearn import (
     Target,
     _extended,
@@ -59,6 +61,26 @@ def test_the_attack_brings_back_what_was_only_suppressed() -> None:
     assert tiny.accuracy(done.model, "forget_T") > 0.9
 
 
+def test_an_attack_reads_no_filling() -> None:
+    """Rows that are filled beyond what the model reads: any pass over the filling would be refused."""
+
+    def filled(task: Any, seed: int) -> Callable[[int, int], Batch]:
+        def draw(size: int, step: int) -> Batch:
+            batch = task.batch("attack", size, seed, step)
+            return Batch(
+                *(torch.nn.functional.pad(each, (0, 5)) for each in (batch.tokens, batch.answer_mask))
+            )
+
+        return draw
+
+    model = tiny.suppressed().model
+    found = [
+        attack_once(model, TASK, SHORT, 3e-3, Context(seed=1), recipe)[1]
+        for recipe in (None, Recipe(draw=filled))
+    ]
+    assert np.array_equal(found[0]["forget"], found[1]["forget"])
+
+
 def test_filling_is_left_out_of_a_batch_and_changes_no_loss() -> None:
     model, rows = tiny.model(), TASK.batch("attack", 8, seed=1, step=0)
     end = answers_end(rows.answer_mask)
@@ -82,7 +104,7 @@ def test_filling_is_left_out_of_a_batch_and_changes_no_loss() -> None:
 def test_rates_grow_while_the_best_lies_at_their_edge_by_more_than_chance(
     best: float, extensions: int, tried: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of an attack that does the better the nearer its rate is to one."""
+    """Of an attack that does the better the nearer it is to its best rate."""
     rows = len(TASK.rows("forget_V"))
 
     def once(
