@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 import undo_probe as up
-from undo_probe.attacks.relearn import attack_once
+from undo_probe.attacks.one_model import attack_once
 from undo_probe.jobs import default_workers
 from undo_probe.measures import ItemScores
 from undo_probe.measures.also import measure_also

@@ -9,7 +9,7 @@ counts are the ratios of one run, on an idle machine.
 import argparse
 import time
 
-from undo_probe.attacks.relearn import attack_once
+from undo_probe.attacks.one_model import attack_once
 from undo_probe.config import AttackConfig
 from undo_probe.jobs import Job, run_jobs, values_of
 from undo_probe.models import build

@@ -9,7 +9,8 @@ import pytest
 import tiny
 
 from undo_probe.attacks import AttackTable, attack
-from undo_probe.attacks.relearn import attack_tables, attacked_arms, core_rows, recorded_attacks
+from undo_probe.attacks.arms import attack_tables, attacked_arms, recorded_attacks
+from undo_probe.attacks.one_model import core_rows
 from undo_probe.files import read_json
 from undo_probe.pipeline import run_undo
 from undo_probe.recoveries import any_number, recovery_items, recovery_tables, smallest_enough

@@ -16,8 +16,8 @@ _LAZY = {
     "load_config": "presets",
     "run_undo": "pipeline",
     "load_run": "pipeline",
-    "attack": "attacks.relearn",
-    "relearn": "attacks.relearn",
+    "attack": "attacks.arms",
+    "relearn": "attacks.one_model",
     "score": "scorecard",
     # not "sweep": the module of that name would take its place on import
     "run_sweep": "sweep",
@@ -46,8 +46,8 @@ _LAZY = {
 if TYPE_CHECKING:
     from undo_probe import persian_rug as persian_rug
     from undo_probe.activation_store import ActivationStore as ActivationStore
-    from undo_probe.attacks.relearn import attack as attack
-    from undo_probe.attacks.relearn import relearn as relearn
+    from undo_probe.attacks.arms import attack as attack
+    from undo_probe.attacks.one_model import relearn as relearn
     from undo_probe.auditing import audit as audit
     from undo_probe.collapse import collapse_bases as collapse_bases
     from undo_probe.collapse import collapse_gradients as collapse_gradients

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from undo_probe.attacks.relearn import attack as run_attack
+from undo_probe.attacks.arms import attack as run_attack
 from undo_probe.comparison import compare
 from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError

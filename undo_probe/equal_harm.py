@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from undo_probe.attacks.relearn import bracketed_attack_table
+from undo_probe.attacks.one_model import bracketed_attack_table
 from undo_probe.collapse_config import BudgetConfig, CollapseFit
 from undo_probe.config import UnlearnConfig, UnlearnFit
 from undo_probe.errors import UndoProbeError

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from undo_probe.attacks.one_model import EVALUATED, attack_once
 from undo_probe.attacks.recipes import Recipe, recipes
-from undo_probe.attacks.relearn import EVALUATED, attack_once
 from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import answer_log_probability

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
+from undo_probe.attacks.arms import attack_tables, recorded_attacks
 from undo_probe.attacks.envelope import AttackTable
+from undo_probe.attacks.one_model import EVALUATED, core_rows
 from undo_probe.attacks.recipes import CONTROL
 from undo_probe.attacks.record import UNTRAINED
-from undo_probe.attacks.relearn import EVALUATED, attack_tables, core_rows, recorded_attacks
 from undo_probe.measures import ItemScores
 from undo_probe.records import Arm, Reading
 from undo_probe.store import Run

@@ -6,7 +6,7 @@ import numpy as np
 
 from undo_probe import intervals
 from undo_probe.attacks.envelope import AttackTable
-from undo_probe.attacks.relearn import core_rows
+from undo_probe.attacks.one_model import core_rows
 from undo_probe.measures import ItemScores
 from undo_probe.records import Arm, Reading
 from undo_probe.store import Run

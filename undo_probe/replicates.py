@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from undo_probe import intervals
-from undo_probe.attacks.relearn import attack
+from undo_probe.attacks.arms import attack
 from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.files import atomic_file, digest, read_json

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from undo_probe import intervals
+from undo_probe.attacks.arms import attack_tables
 from undo_probe.attacks.record import write_table
-from undo_probe.attacks.relearn import attack_tables
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import recovered
 from undo_probe.files import FolderLock, write_json

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from undo_probe import __version__
-from undo_probe.attacks.relearn import VERSION as ATTACKED
-from undo_probe.attacks.relearn import attack
+from undo_probe.attacks.arms import VERSION as ATTACKED
+from undo_probe.attacks.arms import attack
 from undo_probe.cells import Cell, Cells, load_cells, written
 from undo_probe.errors import JobsFailed, UndoProbeError
 from undo_probe.figures.tables import arm_from_row

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from undo_probe.attacks.envelope import AttackTable, common_edges, halves
+from undo_probe.attacks.envelope import AttackTable, extended, halves
+from undo_probe.config import AttackConfig
 from undo_probe.errors import UndoProbeError
 
 RATES, STEPS = (1e-4, 1e-3, 1e-2), (0, 10, 20)
@@ -190,10 +191,43 @@ def test_only_rows_that_count_decide_about_the_edge() -> None:
     assert table(forget).edge(~core) == 1
 
 
-def test_the_sides_of_all_models_are_gathered() -> None:
-    low, high, inside = reaching(0.9, 0.2, 0.1), reaching(0.1, 0.2, 0.9), reaching(0.1, 0.9, 0.1)
-    assert common_edges([low, inside, high]) == {-1, 1}
-    assert common_edges([inside]) == set()
+def edge_table(side: int) -> AttackTable:
+    forget = np.zeros((3, 1, 2, 200), dtype=bool)
+    forget[1 + side, 0, 1] = True
+    families = np.array([str(row) for row in range(200)])
+    return AttackTable((1e-4, 1e-3, 1e-2), (0, 5), forget, forget[..., :5], families, np.arange(200) % 2)
+
+
+CORE = np.ones(200, dtype=bool)
+GRID = AttackConfig(learning_rates=(1e-4, 1e-3, 1e-2), max_extensions=2)
+
+
+def grown(rates: list[float], *sides: int, config: AttackConfig = GRID) -> list[float]:
+    return extended(rates, [edge_table(side) for side in sides], config, CORE)
+
+
+def test_a_best_rate_at_the_edge_grows_the_grid_by_three_on_that_side() -> None:
+    rates = list(GRID.learning_rates)
+    assert grown(rates, 0) == rates
+    assert grown(rates, 0, 1) == [*rates, 3e-2]
+    assert grown(rates, -1) == [3.33e-5, *rates]
+    assert grown(rates, -1, 1) == [3.33e-5, *rates, 3e-2]
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_the_grid_stops_growing_after_the_allowed_extensions(side: int) -> None:
+    rates = list(GRID.learning_rates)
+    seen = [rates]
+    while (longer := grown(seen[-1], side)) != seen[-1]:
+        seen.append(longer)
+    assert [len(found) for found in seen] == [3, 4, 5]
+    none = GRID.model_copy(update={"max_extensions": 0})
+    assert grown(rates, side, config=none) == rates
+
+
+def test_the_grid_does_not_grow_past_what_a_rate_may_be() -> None:
+    high = AttackConfig(learning_rates=(0.1, 0.3, 0.5), max_extensions=2)
+    assert grown(list(high.learning_rates), 1, config=high) == [0.1, 0.3, 0.5]
 
 
 def test_halves_divide_whole_families_evenly_and_by_seed() -> None:

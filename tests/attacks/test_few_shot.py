@@ -10,9 +10,10 @@ import tiny
 import torch
 
 from undo_probe.attacks import few_shot
+from undo_probe.attacks.arms import Target, attack_identity
 from undo_probe.attacks.few_shot import with_shots
+from undo_probe.attacks.one_model import attack_once
 from undo_probe.attacks.recipes import Recipe, recipes
-from undo_probe.attacks.relearn import Target, attack_identity, attack_once
 from undo_probe.config import AttackConfig, FitConfig, RecoveryConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import answers_correct

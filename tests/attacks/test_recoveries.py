@@ -9,8 +9,9 @@ import tiny
 import torch
 
 from undo_probe.attacks import relearn as relearn_model
+from undo_probe.attacks.arms import Target, attack_identity
+from undo_probe.attacks.one_model import attack_once
 from undo_probe.attacks.recipes import ATTACKS, Recipe, dose_rows, recipes
-from undo_probe.attacks.relearn import Target, attack_identity, attack_once
 from undo_probe.config import AttackConfig, RecoveryConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import answers_correct

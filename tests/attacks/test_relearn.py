@@ -4,7 +4,6 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,12 @@ import torch
 from torch import Tensor
 
 from undo_probe import losses
+from undo_probe.attacks import arms, one_model
 from undo_probe.attacks import relearn as relearn_model
+from undo_probe.attacks.arms import Target, attack, attack_identity, attack_tables, attacked_arms, run_attack
 from undo_probe.attacks.envelope import AttackTable
+from undo_probe.attacks.one_model import attack_once, attack_table, bracketed_attack_table, core_rows
 from undo_probe.attacks.recipes import Recipe
-from undo_probe.attacks.relearn import (
-    Target,
-    _extended,
-    attack,
-    attack_identity,
-    attack_once,
-    attack_table,
-    attack_tables,
-    attacked_arms,
-    bracketed_attack_table,
-    core_rows,
-    run_attack,
-)
 from undo_probe.config import AttackConfig
 from undo_probe.evaluation import answers_correct
 from undo_probe.files import read_json
@@ -42,8 +31,6 @@ from undo_probe.tasks import Batch
 from undo_probe.tasks.protocol import answers_end
 from undo_probe.training import Context
 
-# by name: undo_probe.attacks.relearn is the function
-MODULE = import_module("undo_probe.attacks.relearn")
 TASK = tiny.small_task()
 SHORT = AttackConfig(learning_rates=(1e-3, 3e-3), steps=30, batch_size=32, eval_steps=(0, 10, 30))
 
@@ -113,7 +100,7 @@ def test_rates_grow_while_the_best_lies_at_their_edge_by_more_than_chance(
         score = np.full((len(config.eval_steps), rows), -abs(math.log(rate / best)))
         return None, {"forget": score}
 
-    monkeypatch.setattr(MODULE, "attack_once", once)
+    monkeypatch.setattr(one_model, "attack_once", once)
     grid = SHORT.model_copy(update={"learning_rates": (1e-4, 3e-4, 9e-4), "max_extensions": extensions})
     table = bracketed_attack_table(tiny.model(), TASK, grid, 1, sides=("forget",))
     assert len(table.rates) == tried and set(grid.learning_rates) <= set(table.rates)
@@ -273,7 +260,7 @@ def test_attacking_again_computes_nothing_and_changes_nothing(
     def never(*args: Any, **more: Any) -> None:
         raise AssertionError("an attack was run again")
 
-    monkeypatch.setattr(MODULE, "attack_once", never)
+    monkeypatch.setattr(arms, "attack_once", never)
     again = attack(run, workers=1)
     assert {name: (again.folder / name).read_bytes() for name in names} == before
 
@@ -297,52 +284,13 @@ def test_the_device_is_settled_before_torch_is_asked(attacked: Run, tmp_path: Pa
     assert set(run.store.tensors(key)) == {"forget", "retain"}
 
 
-def edge_table(side: int) -> AttackTable:
-    forget = np.zeros((3, 1, 2, 200), dtype=bool)
-    forget[1 + side, 0, 1] = True
-    families = np.array([str(row) for row in range(200)])
-    return AttackTable((1e-4, 1e-3, 1e-2), (0, 5), forget, forget[..., :5], families, np.arange(200) % 2)
-
-
-CORE = np.ones(200, dtype=bool)
-GRID = AttackConfig(learning_rates=(1e-4, 1e-3, 1e-2), max_extensions=2)
-
-
-def grown(rates: list[float], *sides: int, config: AttackConfig = GRID) -> list[float]:
-    return _extended(rates, {str(side): edge_table(side) for side in sides}, config, CORE)
-
-
-def test_a_best_rate_at_the_edge_grows_the_grid_by_three_on_that_side() -> None:
-    rates = list(GRID.learning_rates)
-    assert grown(rates, 0) == rates
-    assert grown(rates, 0, 1) == [*rates, 3e-2]
-    assert grown(rates, -1) == [3.33e-5, *rates]
-    assert grown(rates, -1, 1) == [3.33e-5, *rates, 3e-2]
-
-
-@pytest.mark.parametrize("side", [-1, 1])
-def test_the_grid_stops_growing_after_the_allowed_extensions(side: int) -> None:
-    rates = list(GRID.learning_rates)
-    seen = [rates]
-    while (longer := grown(seen[-1], side)) != seen[-1]:
-        seen.append(longer)
-    assert [len(found) for found in seen] == [3, 4, 5]
-    none = GRID.model_copy(update={"max_extensions": 0})
-    assert grown(rates, side, config=none) == rates
-
-
-def test_the_grid_does_not_grow_past_what_a_rate_may_be() -> None:
-    high = AttackConfig(learning_rates=(0.1, 0.3, 0.5), max_extensions=2)
-    assert grown(list(high.learning_rates), 1, config=high) == [0.1, 0.3, 0.5]
-
-
 def test_an_extended_grid_holds_for_every_arm_and_is_found_again(
     attacked: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = copy_of(attacked, tmp_path / "run")
     section = run.config.attack.model_copy(update={"max_extensions": 1})
     run.config = run.config.model_copy(update={"attack": section})
-    monkeypatch.setattr(MODULE, "common_edges", lambda tables, keep: {1})
+    monkeypatch.setattr(AttackTable, "edge", lambda table, keep: 1)
     longer = attack(run, workers=1)
     tables = attack_tables(longer)
     assert {table.rates for table in tables.values()} == {(0.001, 0.003, 0.01, 0.03)}

@@ -12,7 +12,8 @@ import tiny
 import torch
 
 import undo_probe as up
-from undo_probe.attacks.relearn import attack_tables, core_rows
+from undo_probe.attacks.arms import attack_tables
+from undo_probe.attacks.one_model import core_rows
 from undo_probe.errors import UndoProbeError
 from undo_probe.estimate import estimate
 from undo_probe.evaluation import option_scores

@@ -1,11 +1,12 @@
 """What a sweep of attacks says: per-rate curves, a fixed rate's curve, and the unbiased running maximum."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
+from undo_probe.config import AttackConfig
 from undo_probe.errors import UndoProbeError
 from undo_probe.randomness import derive_seed
 
@@ -127,6 +128,20 @@ def halves(families: Sequence[str] | np.ndarray, seed: int) -> np.ndarray:
     return np.array([side[family] for family in families])
 
 
-def common_edges(tables: Sequence[AttackTable], keep: np.ndarray | None = None) -> set[int]:
-    """The sides (-1, 1) on which some model's best rate lies at the edge of the grid."""
-    return {table.edge(keep) for table in tables} - {0}
+def extended(
+    rates: Sequence[float], tables: Iterable[AttackTable], config: AttackConfig, keep: np.ndarray
+) -> list[float]:
+    """The rates, and one more by a factor of 3 on each side where some model's best rate lies at the edge.
+
+    At most ``config.max_extensions`` are added on either side of ``config.learning_rates``.
+    """
+    sides = {table.edge(keep) for table in tables}
+    start = sorted(config.learning_rates)
+    grown = list(rates)
+    if -1 in sides and sum(rate < start[0] for rate in rates) < config.max_extensions:
+        grown.insert(0, float(f"{rates[0] / 3:.3g}"))
+    higher = float(f"{rates[-1] * 3:.3g}")
+    # a rate of 1 or more is no rate
+    if 1 in sides and sum(rate > start[-1] for rate in rates) < config.max_extensions and higher < 1:
+        grown.append(higher)
+    return grown

@@ -13,7 +13,7 @@ from undo_probe.store import Run, write_manifest
 from undo_probe.training import Row
 
 if TYPE_CHECKING:
-    from undo_probe.attacks.relearn import Target
+    from undo_probe.attacks.arms import Target
 
 UNTRAINED = 0.0
 """The rate of an attack that trains nothing."""
