@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from undo_probe.parquet import read_table, write_table
 from undo_probe.persian_rug.blocks import rug_curvature
 from undo_probe.persian_rug.hessian import curvature
 from undo_probe.persian_rug.saddle import escape
@@ -41,19 +42,19 @@ def main() -> None:
                     add(files["escape"], found.curves())
                     add(files["curvature"], pd.DataFrame([found.summary()]))
                     print(found.summary(), flush=True)
-    table = pd.read_parquet(files["curvature"])
+    table = read_table(files["curvature"])
     print(table.groupby(["r", "p", "n_s"])[["curvature", "lowest on the line", "exact", "nudged"]].mean())
     print(table.groupby(["r", "p", "n_s"])["verdict"].agg(lambda each: ", ".join(each)))
     warning(min(asked.n_s), asked.rows)
 
 
 def done(path: Path, cell: tuple[float, ...]) -> bool:
-    return path.is_file() and cell in set(pd.read_parquet(path)[KEY].itertuples(index=False, name=None))
+    return path.is_file() and cell in set(read_table(path)[KEY].itertuples(index=False, name=None))
 
 
 def add(path: Path, lines: pd.DataFrame) -> None:
-    before = [pd.read_parquet(path)] if path.is_file() else []
-    pd.concat([*before, lines], ignore_index=True).to_parquet(path)
+    before = [read_table(path)] if path.is_file() else []
+    write_table(pd.concat([*before, lines], ignore_index=True), path)
 
 
 def warning(n_s: int, rows: int) -> None:

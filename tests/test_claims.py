@@ -236,6 +236,12 @@ def test_kept_readings_need_no_run_and_serve_no_other_configuration(
     assert replicates.replicate(other, [1], tmp_path, kept=kept)["value"].tolist() == [1.5, 0.0]
     assert made[3:] == [(1, 0.5)]
 
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-9])
+    with pytest.raises(UndoProbeError, match=r"kept.parquet is not whole, valid Parquet"):
+        replicates.replicate(one, [4], tmp_path, **asked)
+    assert kept.read_bytes() == whole[:-9] and len(made) == 4
+
 
 def test_the_sheet_adjusts_over_what_was_tested() -> None:
     found = judge_all(Evidence(readings()))

@@ -16,10 +16,11 @@ from undo_probe.collapse_config import BudgetConfig, CollapseFit
 from undo_probe.config import UnlearnConfig, UnlearnFit
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import answer_log_probability
-from undo_probe.files import atomic_file, digest
+from undo_probe.files import digest
 from undo_probe.intervals import Interval, paired_difference
 from undo_probe.jobs import Job, run_jobs, values_of
 from undo_probe.models import HookedTransformer
+from undo_probe.parquet import read_table, write_table
 from undo_probe.pipeline import load_run
 from undo_probe.stages import StageResult
 from undo_probe.stages.unlearn import METHODS
@@ -92,15 +93,15 @@ def equal_harm(
         chance), ``moved`` (L2 norm of the change of all weights), ``bound`` (the limit that ended it) and KL by set.
 
     Raises:
-        UndoProbeError: a way is not known, or the task has no folds.
+        UndoProbeError: a way is not known, the task has no folds, or ``table`` is damaged or holds something else.
     """
     import pandas as pd
 
     _check(ways, score)
     split = "forget_V" if attacked else "forget_D"
-    known = (
-        pd.read_parquet(table) if table is not None and Path(table).is_file() else pd.DataFrame({"key": []})
-    )
+    known = pd.DataFrame({"key": []})
+    if table is not None and Path(table).is_file():
+        known = read_table(table, ["key"])
     plans = [
         _plan(Path(folder), fold, ways, budget, unlearn, split, score) for folder in folders for fold in folds
     ]
@@ -114,8 +115,7 @@ def equal_harm(
         ]
         known = pd.concat([known, *values_of(run_jobs(jobs, workers))], ignore_index=True)
         if table is not None:
-            with atomic_file(table) as temporary:
-                known.to_parquet(temporary)
+            write_table(known, table)
     names = {key: name for plan in plans for key, name in plan.keys.items()}
     found = known.loc[known["key"].isin(list(names))]
     return found.assign(way=found["key"].map(names)).drop(columns="key").reset_index(drop=True)

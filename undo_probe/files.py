@@ -26,6 +26,7 @@ import filelock
 
 from undo_probe.errors import UndoProbeError
 
+DAMAGED = "; it was truncated, damaged or written by something else: restore it or remove it"
 LOCK_NAME = ".lock"
 HOLDER_NAME = ".lock-holder.json"
 
@@ -247,13 +248,24 @@ def digest(obj: object) -> str:
 
 def file_digest(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's content in hexadecimal."""
-    with _reading(path), Path(path).open("rb") as file:
+    with reading(path), Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what the system refuses inside into an UndoProbeError with the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise UndoProbeError(
+            f"cannot read {path}: {error.strerror}; check the name and its rights"
+        ) from error
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file; a missing, truncated or otherwise damaged one is an `UndoProbeError`."""
-    with _reading(path):
+    with reading(path):
         data = Path(path).read_bytes()
     try:
         return json.loads(
@@ -265,22 +277,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
             if not error.doc.strip()
             else f"{error.msg}, line {error.lineno} column {error.colno}"
         )
-        raise UndoProbeError(f"{path} is not whole, valid JSON: {where}{_DAMAGED}") from None
+        raise UndoProbeError(f"{path} is not whole, valid JSON: {where}{DAMAGED}") from None
     except (ValueError, RecursionError) as error:
-        raise UndoProbeError(f"{path} is not valid JSON: {error}{_DAMAGED}") from None
-
-
-@contextmanager
-def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UndoProbeError(
-            f"cannot read {path}: {error.strerror}; check the name and its rights"
-        ) from error
-
-
-_DAMAGED = "; it was truncated, damaged or written by something else: restore it or remove it"
+        raise UndoProbeError(f"{path} is not valid JSON: {error}{DAMAGED}") from None
 
 
 def _dump(obj: object, failed: str, **options: Any) -> str:

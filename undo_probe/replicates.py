@@ -9,7 +9,8 @@ from undo_probe import intervals
 from undo_probe.attacks.arms import attack
 from undo_probe.config import RunConfig
 from undo_probe.errors import UndoProbeError
-from undo_probe.files import atomic_file, digest, read_json
+from undo_probe.files import digest, read_json
+from undo_probe.parquet import read_table, write_table
 from undo_probe.pipeline import run_undo
 from undo_probe.presets import override
 from undo_probe.records import Scorecard
@@ -46,13 +47,18 @@ def replicate(
 
     Returns:
         All readings, with columns ``arm`` (its name) and ``inner`` (the layer chosen on D in that run).
+
+    Raises:
+        UndoProbeError: ``kept`` is damaged or holds something else.
     """
     import pandas as pd
 
     tables = []
     # the seed is a column of its own, and where it runs makes no difference
     what = digest(config.model_dump(mode="json", exclude={"seed", "device", "threads"}))
-    known = pd.read_parquet(kept) if kept is not None and Path(kept).is_file() else None
+    known = (
+        read_table(kept, ("config", "seed", "measure")) if kept is not None and Path(kept).is_file() else None
+    )
     for seed in seeds:
         held = None if known is None else known[(known["config"] == what) & (known["seed"] == seed)]
         if held is not None and len(held):
@@ -63,8 +69,7 @@ def replicate(
         tables.append(own if measures is None else own[own["measure"].isin(list(measures))])
         if kept is not None:
             known = pd.concat([each for each in (known, tables[-1].assign(config=what)) if each is not None])
-            with atomic_file(kept) as temporary:
-                known.to_parquet(temporary, index=False, compression="zstd")
+            write_table(known, kept)
     return pd.concat(tables, ignore_index=True)
 
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from undo_probe import intervals
 from undo_probe.attacks.arms import attack_tables
-from undo_probe.attacks.record import write_table
 from undo_probe.errors import UndoProbeError
 from undo_probe.evaluation import recovered
 from undo_probe.files import FolderLock, write_json
@@ -16,8 +15,9 @@ from undo_probe.jobs import Job, OnEvent, default_workers, run_jobs, values_of
 from undo_probe.measures import ItemScores, Statistic, battery
 from undo_probe.measures.also import measure_also
 from undo_probe.measures.battery import Measured
+from undo_probe.parquet import write_table
 from undo_probe.randomness import derive_seed
-from undo_probe.records import Arm, Reading, Scorecard
+from undo_probe.records import Arm, Reading, Scorecard, reading_table
 from undo_probe.recoveries import MEASURE, intrinsic_readings, recovery_items, recovery_tables
 from undo_probe.relearned import (
     ANCHOR_0,
@@ -103,7 +103,7 @@ def score(
             "note": "" if tables else ATTACKED_ONLY,
         }
         card = Scorecard(tuple(readings), verdict)
-        write_table([reading.row() for reading in readings], run.folder / "readings.parquet")
+        write_table(reading_table(readings), run.folder / "readings.parquet")
         write_json(run.folder / "scorecard.json", card.to_dict())
         write_manifest(run.folder, {**run.manifest, "measured": sorted([*keys.values(), *more_keys])})
     return card

@@ -13,9 +13,10 @@ from undo_probe.attacks.arms import attack
 from undo_probe.cells import Cell, Cells, load_cells, written
 from undo_probe.errors import JobsFailed, UndoProbeError
 from undo_probe.figures.tables import arm_from_row
-from undo_probe.files import FolderLock, atomic_file, digest, file_digest, read_json, write_json
+from undo_probe.files import FolderLock, digest, file_digest, read_json, write_json
 from undo_probe.jobs import Outcome, default_workers, run_jobs
 from undo_probe.measures.battery import VERSION as MEASURED
+from undo_probe.parquet import read_table, write_table
 from undo_probe.pipeline import Recipe, begin_run, recipe, record_run
 from undo_probe.records import Arm, Reading, reading_table
 from undo_probe.report.sweep_page import write_sweep_page
@@ -67,9 +68,7 @@ class Sweep:
 
     def table(self) -> "pd.DataFrame":
         """The readings of all cells that are done, with a column for each swept key."""
-        import pandas as pd
-
-        return pd.read_parquet(self.folder / "sweep.parquet")
+        return read_table(self.folder / "sweep.parquet")
 
     def run(self, name: str) -> Run:
         """The run of a cell."""
@@ -238,8 +237,7 @@ def _write_table(folder: Path, asked: Cells, states: dict[str, CellState]) -> No
     for key in asked.swept:  # one type a column
         if len({isinstance(value, str) for value in table[key]}) > 1:
             table[key] = table[key].map(written)
-    with atomic_file(folder / "sweep.parquet") as temporary:
-        table.to_parquet(temporary, index=False)
+    write_table(table, folder / "sweep.parquet")
 
 
 def _plain(value: Any) -> Any:
@@ -249,10 +247,8 @@ def _plain(value: Any) -> Any:
 
 def _readings(folder: Path, until: str) -> "pd.DataFrame":
     """The readings of a run; of one that was not scored, those that its training and its attack left."""
-    import pandas as pd
-
     if until == "score":
-        return pd.read_parquet(folder / "readings.parquet")
+        return read_table(folder / "readings.parquet")
     run = Run(folder)
     rows = [reading for arm in run.arms for reading in _last_of_training(run, arm)]
     if until == "attack":
@@ -274,9 +270,7 @@ def _last_of_training(run: Run, arm: Arm) -> Iterator[Reading]:
 
 def _reached(folder: Path) -> Iterator[Reading]:
     """The attack's running maximum by step; its intervals come with the scorecard."""
-    import pandas as pd
-
-    curves = pd.read_parquet(folder / "curves.parquet")
+    curves = read_table(folder / "curves.parquet")
     for row in curves.loc[curves["kind"] == "cumulative_max"].to_dict("records"):
         step, value, n = f"step {row['step']}", float(row["value"]), int(row["n"])
         yield Reading(arm_from_row(row), "relearned", "forget", step, value=value, n=n, unit="share")

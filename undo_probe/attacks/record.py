@@ -1,13 +1,13 @@
 """What an attacked run writes down: its curves, the attacks' keys, and what they cost."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from undo_probe.attacks.envelope import AttackTable
 from undo_probe.files import read_json, write_json
+from undo_probe.parquet import write_table
 from undo_probe.records import Arm
 from undo_probe.store import Run, write_manifest
 from undo_probe.training import Row
@@ -84,6 +84,8 @@ def record(
         tables: attack name to arm name to its table.
         core: the rows of V that count.
     """
+    import pandas as pd
+
     rows = [row for arm in run.arms for row in run_history(run, arm)]
     for name, own in tables.items():
         reference = own.get("oracle_matched")
@@ -92,7 +94,7 @@ def record(
         )
         for arm in arms:
             rows += curve_rows(arm, own[arm.name], core, oracle_rate, run.config.attack.utility, name)
-    write_table(rows, run.folder / "curves.parquet")
+    write_table(pd.DataFrame(rows), run.folder / "curves.parquet")
     attacks = [_line(target, key) for target, key in keys]
     write_manifest(run.folder, {**run.manifest, "attacks": attacks})
     _extend_ledger(run, keys, arms)
@@ -133,13 +135,3 @@ def _extend_ledger(run: Run, keys: Sequence[tuple["Target", str]], arms: Sequenc
             }
         )
     write_json(run.folder / "ledger.json", ledger)
-
-
-def write_table(rows: list[Row], path: Path) -> None:
-    """Rows as a Parquet file, written atomically."""
-    import pandas as pd
-
-    from undo_probe.files import atomic_file
-
-    with atomic_file(path) as temporary:
-        pd.DataFrame(rows).to_parquet(temporary, index=False)

@@ -10,6 +10,7 @@ from undo_probe import files
 from undo_probe.errors import UndoProbeError
 from undo_probe.figures import compared
 from undo_probe.figures.figure import Figure, table_html
+from undo_probe.parquet import read_table, write_table
 from undo_probe.report.compare_words import Words, words_of
 
 if TYPE_CHECKING:
@@ -83,8 +84,7 @@ class Comparison:
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         for name, table in ((TABLE, self.lines), (POINTS, self.points)):
-            with files.atomic_file(place / name) as target:
-                table.to_parquet(target, index=False)
+            write_table(table, place / name)
         files.write_json(place / RECORD, {"format": FORMAT, "facts": dict(self.facts), "tokens": self.tokens})
         return place
 
@@ -95,8 +95,6 @@ class Comparison:
         Raises:
             UndoProbeError: the folder holds no comparison, or one of a later version.
         """
-        import pandas as pd
-
         place = Path(folder)
         if not (place / RECORD).is_file():
             raise UndoProbeError(
@@ -107,7 +105,7 @@ class Comparison:
             raise UndoProbeError(
                 f"{place / RECORD} has format {said.get('format')}: this version reads format {FORMAT}"
             )
-        lines, points = (pd.read_parquet(place / name) for name in (TABLE, POINTS))
+        lines, points = (read_table(place / name) for name in (TABLE, POINTS))
         return cls(lines, points, said["tokens"], said["facts"])
 
     def _repr_html_(self) -> str:

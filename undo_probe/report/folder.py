@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from undo_probe import files
 from undo_probe.errors import UndoProbeError
 from undo_probe.figures.look import clean
+from undo_probe.parquet import read_table
 from undo_probe.records import TaskWords
 
 if TYPE_CHECKING:
@@ -144,20 +145,7 @@ def _table(found: Mapping[str, Path], name: str) -> "pd.DataFrame":
 
     if name not in found:
         return pd.DataFrame(columns=list(_COLUMNS[name]))
-    try:
-        table = pd.read_parquet(found[name])
-    except Exception as error:
-        raise UndoProbeError(
-            f"cannot read {found[name]}: it was truncated, damaged or written by something else ({error}); "
-            "remove it and make it again"
-        ) from error
-    missing = [column for column in _COLUMNS[name] if column not in table.columns]
-    if missing:
-        raise UndoProbeError(
-            f"{found[name]} has no column {missing[0]!r} (it has {', '.join(map(str, table.columns))}): "
-            "it was written by something else or by another version"
-        )
-    return _clean_table(table)
+    return _clean_table(read_table(found[name], _COLUMNS[name]))
 
 
 def _clean_table(table: "pd.DataFrame") -> "pd.DataFrame":

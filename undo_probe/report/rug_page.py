@@ -10,6 +10,7 @@ from undo_probe.errors import UndoProbeError
 from undo_probe.figures import Figure
 from undo_probe.figures.rug_trained import SIZES, TRAIN
 from undo_probe.figures.tables import nothing, with_interval
+from undo_probe.parquet import read_table
 from undo_probe.persian_rug import pictures
 from undo_probe.persian_rug.grid import Grid, open_grid
 from undo_probe.persian_rug.training import RugConfig
@@ -49,7 +50,7 @@ def read_rug(folder: Path | None) -> Trained:
     if folder is not None and not folder.is_dir():
         raise UndoProbeError(f"{folder} is no folder: give that of a grid, or none for theory alone")
     files = {} if folder is None else {n: folder / f"{n}.parquet" for n in ("curvature", "line", "escape")}
-    study = {name: pd.read_parquet(path) for name, path in files.items() if path.is_file()}
+    study = {name: read_table(path) for name, path in files.items() if path.is_file()}
     grid = None if folder is None else _relu(folder)
     return Trained(grid, pd.DataFrame() if grid is None else grid.table(), study)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from undo_probe import figures, files
 from undo_probe.figures.swept import HEADLINES, swept_table
+from undo_probe.parquet import read_table
 from undo_probe.report.folder import cleaned
 from undo_probe.report.html import fill, save_page, shown
 from undo_probe.report.sections import flat
@@ -26,10 +27,8 @@ class SweptKey:
 
 def write_sweep_page(folder: Path) -> Path:
     """Write ``sweep.html`` from ``sweep.json`` and ``sweep.parquet``; nothing is computed anew."""
-    import pandas as pd
-
     said = cleaned(files.read_json(folder / "sweep.json"))
-    page = render(said, pd.read_parquet(folder / "sweep.parquet"))
+    page = render(said, read_table(folder / "sweep.parquet"))
     return save_page(folder / "sweep.html", page, f"it has {len(said['cells'])} cells; sweep fewer at a time")
 
 
