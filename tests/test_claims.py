@@ -19,7 +19,7 @@ from undo_probe.errors import UndoProbeError
 from undo_probe.plan import plan
 from undo_probe.presets import preset
 from undo_probe.records import Arm
-from undo_probe.task_config import ArithmeticConfig
+from undo_probe.task_config import ArithmeticConfig, InventedConfig
 
 REPO = Path(__file__).parents[1]
 SEEDS = 6
@@ -53,7 +53,6 @@ def readings(seeds: int = SEEDS, **others: tuple[float, ...]) -> pd.DataFrame:
                 ("relearned", "forget", "step 200", reached + noise[2]),
                 ("relearned_utility", "forget", "step 200", kept + noise[3]),
                 ("relearn_log_steps", "forget", "V", steps),
-                ("robustness", "forget", "V", (0.9 - reached) / 0.85 + noise[4]),
             ]
             if compute is not None:
                 values.append(("compute_share", "forget", "all", compute))
@@ -81,7 +80,10 @@ def test_the_papers_story_holds_where_it_was_made_to_and_what_is_missing_is_name
     assert found["C9"] == "does not hold"
     assert found["C4"] == "not measured: no unlearned-oracle_matching in every run"
     assert found["C10"] == "not measured: no distilled-maxent-0.4-shrink only in every run"
-    assert found["C17"] == "not measured: no entangled runs (--entangled, on a preset of arithmetic)"
+    assert (
+        found["C17"]
+        == "not measured: no entangled runs (--entangled, on a preset of arithmetic or invented people)"
+    )
 
 
 def test_what_probes_read_goes_by_the_task() -> None:
@@ -94,10 +96,29 @@ def test_what_probes_read_goes_by_the_task() -> None:
 
 def test_a_value_that_a_gate_withheld_is_not_called_an_arm_that_was_not_made() -> None:
     gated = readings()
-    one = (gated["measure"] == "robustness") & (gated["arm"] == "distilled-maxent-0.2") & (gated["seed"] == 1)
+    of_arm = (gated["arm"] == "distilled-maxent-0.2") & (gated["seed"] == 1)
+    one = of_arm & (gated["measure"] == "compute_share")
     found = verdicts(gated.assign(value=gated["value"].mask(one)))
-    said = "distilled-maxent-0.2 is missing in some run, or its range is too weak for measure == 'robustness'"
+    said = "distilled-maxent-0.2 is missing in some run, or withheld, for measure == 'compute_share'"
     assert found["C9"] == f"not measured: {said}"
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.3, "holds"), (3.0, "does not hold")])
+def test_a_student_above_the_chord_buys_robustness_below_its_share_of_compute(
+    share: float, verdict: str
+) -> None:
+    made = readings()
+    compute = made["measure"] == "compute_share"
+    made.loc[compute, "value"] *= share
+    found = judge("C9", Evidence(made))
+    assert found.verdict == verdict and found.interval is not None
+    last = made[(made["measure"] == "relearned") & (made["subset"] == "step 200")]
+    reached = last.pivot(index="seed", columns="arm", values="value")
+    shares = made[compute].pivot(index="seed", columns="arm", values="value")
+    gap = reached["unlearned-maxent"] - reached["oracle_matched"]
+    students = [f"distilled-maxent-{alpha}" for alpha in (0.2, 0.4, 0.8)]
+    margins = [(reached["unlearned-maxent"] - reached[each]) / gap - shares[each] for each in students]
+    assert found.interval.value == pytest.approx((np.mean(margins, axis=0) * gap).mean())
 
 
 def test_a_story_the_other_way_round_does_not_hold() -> None:
@@ -166,7 +187,13 @@ def test_the_entangled_run_has_the_arms_that_its_claim_needs_and_no_other() -> N
         "original", "oracle", "oracle_matched", "random", "unlearned-maxent", "noised-maxent-0.8",
         "distilled-maxent-0.8",
     ]  # fmt: skip
-    assert claim_sheet.entangled(preset("facts-tiny")) is None
+    facts = claim_sheet.entangled(preset("facts-tiny"))
+    assert facts is not None and isinstance(facts.task, InventedConfig)
+    assert (
+        facts.task.forget_share * (facts.task.forget_relations or 0) == 0.4 * facts.task.relations
+    )  # as many facts
+    assert len(plan(facts)) == 7
+    assert claim_sheet.entangled(preset("language-tiny")) is None
 
 
 @pytest.mark.parametrize(
@@ -174,7 +201,7 @@ def test_the_entangled_run_has_the_arms_that_its_claim_needs_and_no_other() -> N
     [
         ("C17", [], ["out/entangled", "out"], "  holds"),
         ("", [], ["out"], "no entangled runs (--entangled"),
-        ("", ["--entangled"], ["out/entangled", "out"], "only some factors' | 0.4"),
+        ("", ["--entangled"], ["out/entangled", "out"], "less sides entangled | 0.4"),
         ("C1", [], ["out"], "  holds"),
     ],
 )

@@ -17,26 +17,30 @@ ARMS = (
     '"weak teacher": {"unlearn": {"steps": 20}}, "jitter": {"noise": {"rule": "jitter"}, "alphas": [0.8]}}',
 )
 """Overrides of a preset with which its runs have what every claim is about; C17 needs a second run a seed."""
-ENTANGLED = (
-    "task.forget_factors=[3, 6, 7, 8, 9, 12]",
-    # sums are an eighth of what is shown here, not a quarter: twice the steps show each as often
-    "original.steps=3000",
-    # chosen on D of seed 0: tiny's own settings leave a fifth of the forget products of D answered
-    "unlearn.maxent.steps=200",
-    "unlearn.maxent.learning_rate=0.001",
-    "unlearn.also=[]",
-    'arms={"twins": [], "unlearn_and_distill": false, "placebo_rmu": false}',
-)
-"""Overrides of a preset of arithmetic for C17's second run: half of all products are forgotten, the rest kept."""
+ENTANGLED = {
+    "arithmetic": (
+        "task.forget_factors=[3, 6, 7, 8, 9, 12]",
+        # sums are an eighth of what is shown here, not a quarter: twice the steps show each as often
+        "original.steps=3000",
+        # chosen on D of seed 0: tiny's own settings leave a fifth of the forget products of D answered
+        "unlearn.maxent.steps=200",
+        "unlearn.maxent.learning_rate=0.001",
+    ),
+    # as many facts are forgotten and kept as without, of twice as many people
+    "invented": ("task.forget_share=0.8", "task.forget_relations=2"),
+}
+"""By task, overrides for C17's second run: half of all products are forgotten, or half of what is true of a person."""
+_ONE_STUDENT = ("unlearn.also=[]", 'arms={"twins": [], "unlearn_and_distill": false, "placebo_rmu": false}')
 
 
 def entangled(config: "RunConfig") -> "RunConfig | None":
-    """A configuration's second run for C17, with its strongest student only; None where its task is not arithmetic."""
+    """A configuration's second run for C17, with its strongest student only; None where its task has no such form."""
     from undo_probe.presets import override
 
-    if config.task.name != "arithmetic":
+    if config.task.name not in ENTANGLED:
         return None
-    return override(config, *ENTANGLED, f"noise.alphas=[{max(config.noise.alphas)}]")
+    strongest = f"noise.alphas=[{max(config.noise.alphas)}]"
+    return override(config, *ENTANGLED[config.task.name], *_ONE_STUDENT, strongest)
 
 
 def main(name: str = "") -> None:

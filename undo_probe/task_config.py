@@ -97,10 +97,13 @@ class InventedConfig(Section):
     questions (``all``) or whether its forgetting has to carry over (``trained``); it is never met with retain people.
     ``shots``: as in :class:`ArithmeticConfig`. With a ``fold`` the people of T and V are dealt anew: V is that fifth of
     them, T the others, so that over five folds each is once in V.
+
+    With ``forget_relations`` the two sides are entangled: only so many facts of each forget person, drawn for each, are
+    forgotten, and the others are kept beside those of retain people.
     """
 
     name: Literal["invented"] = "invented"
-    later: ClassVar[tuple[str, ...]] = ("shots", "fold")
+    later: ClassVar[tuple[str, ...]] = ("shots", "fold", "forget_relations")
     people: Annotated[int, Field(ge=8, le=1000)] = 240
     relations: Annotated[int, Field(ge=1, le=6)] = 4
     answers: Annotated[int, Field(ge=2, le=16)] = 12
@@ -110,11 +113,17 @@ class InventedConfig(Section):
     unlearn_wordings: Literal["all", "trained"] = "all"
     shots: Shots = 0
     fold: Fold | None = None
+    forget_relations: Annotated[int, Field(ge=1, le=5)] | None = None
 
     @model_validator(mode="after")
     def _something_is_forgotten(self) -> Self:
         if not sum(self.forget_shares):
             raise ValueError("task.forget_shares are all 0: give T, V, W and D a share of the forget people")
+        if self.forget_relations is not None and self.forget_relations >= self.relations:
+            raise ValueError(
+                f"task.forget_relations={self.forget_relations} of task.relations={self.relations} leaves nothing of a "
+                "forget person to keep: give fewer, or null to forget all of them"
+            )
         return self
 
 

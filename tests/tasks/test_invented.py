@@ -386,3 +386,47 @@ def test_over_five_folds_everybody_of_t_and_v_is_once_in_v(whole: InventedTask) 
         assert people(task, "forget_W") == people(whole, "forget_W")
         assert asked(task, *HELD_OUT, *TRAINING) == asked(whole, *HELD_OUT, *TRAINING)
     assert len({task.fingerprint for task in (whole, *folds)}) == 6
+
+
+def test_entangled_people_have_facts_on_both_sides_and_no_fact_is_on_both() -> None:
+    task = InventedTask(InventedConfig(forget_share=0.8, forget_relations=2), seed=3)
+    plain = InventedTask(InventedConfig(forget_share=0.8), seed=3)
+    forget = {
+        split: facts(join(split, task.rows(split), task.rows(f"{split}{TRAINED}"))) for split in FORGET_SPLITS
+    }
+    kept = {split: facts(task.rows(split)) for split in RETAIN_SPLITS}
+    for split, own in forget.items():
+        assert people(task, split) == people(plain, split)  # whole people are dealt, and the same ones
+        assert set(Counter(person for person, _ in own).values()) == {2}
+        assert people(task, split) < people(task, "retain_train")
+        assert not own.keys() & kept["retain_train"].keys()
+    assert sum(map(len, forget.values())) == 192 * 2
+    assert len(kept["retain_train"]) == 48 * 4 + 192 * 2
+    assert kept["retain_dev"] | kept["retain_test"] == kept["retain_train"]
+    assert not people(task, "retain_dev") & people(task, "retain_test")
+    assert abs(len(kept["retain_dev"]) - len(kept["retain_test"])) <= 4
+    # which two is drawn for each person: no relation is forgotten for all
+    drawn = Counter(relation for own in forget.values() for _, relation in own)
+    assert set(drawn) == set(task.relations) and min(drawn.values()) > 70
+    everything = facts(join("all", *(plain.rows(split) for split in HELD_OUT)))
+    assert facts(join("all", *(task.rows(split) for split in HELD_OUT))) == everything
+    assert "forget_relations" not in plain.config.identity() and task.fingerprint != plain.fingerprint
+
+
+def test_a_fact_on_both_sides_of_entangled_people_would_be_refused() -> None:
+    task = small(forget_relations=1)
+    sets = {split: task.rows(split) for split in (*HELD_OUT, *TRAINING)}
+    for victim in ("retain_train", "retain_test", "forget_W"):
+        leaky = join(victim, sets[victim], sets["forget_T"].select(np.array([0])))
+        with pytest.raises(UndoProbeError, match=r"the family \w+ \w+.* lies in .*splits must be disjoint"):
+            _check({**sets, victim: leaky}, entangled=True)
+    _check(sets, entangled=True)
+    with pytest.raises(UndoProbeError, match="splits must be disjoint"):
+        _check(sets)
+
+
+def test_as_many_forgotten_relations_as_there_are_would_not_be_entangled() -> None:
+    with pytest.raises(
+        ValueError, match=r"task.forget_relations=4 of task.relations=4 leaves nothing .* to keep"
+    ):
+        InventedConfig(forget_relations=4)

@@ -8,9 +8,11 @@ other fact says anything about it.
 Each fact can be asked in several, and one of them, drawn for each fact, is in no training set of that fact: a model
 that answers it remembers the fact and not the sentence. Every split but ``retain_train`` asks in that wording.
 Forget people are dealt to T, V, W and D whole; retain people are all in ``retain_train``, and half of them each in
-``retain_dev`` and ``retain_test``, so that a stop rule never looks at the rows that are reported.
+``retain_dev`` and ``retain_test``, so that a stop rule never looks at the rows that are reported. Where only some
+facts of a forget person are forgotten, the others are retain facts, dealt by person as those of retain people.
 """
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -105,10 +107,10 @@ class InventedTask(Pooled):
         self.retain_operations: tuple[str, ...] = self.relations
         self.vocabulary: tuple[str, ...] = _vocabulary(config)
         self.d_vocab = len(self.vocabulary)
-        self.words = _words(self.relations)
+        self.words = _words(self.relations, config.forget_relations is not None)
         self._facts = _facts(config, seed)
         self._sets = _splits(self._facts, config, self.vocabulary)
-        _check(self._sets)
+        _check(self._sets, entangled=config.forget_relations is not None)
         self._mixtures = _mixtures(config)
         self._pools = {name: self._pool(name) for name in self._mixtures}
         self.fingerprint = digest({"task": config.identity(), "split_seed": seed, "rows": 1})
@@ -175,17 +177,19 @@ def _facts(config: InventedConfig, seed: int) -> pd.DataFrame:
     answers = draw("answers").integers(config.answers, size=shape)
     held = draw("wordings").integers(config.wordings, size=shape)
     places = _places(config, draw("split"))
+    if config.forget_relations is not None:
+        _spare(places, config.forget_relations, draw("spared facts"))
     lines = []
     for person, code in enumerate(names):
         first, last = FIRST[code // len(LAST)], LAST[code % len(LAST)]
         for number, relation in enumerate(tuple(RELATIONS)[: config.relations]):
             fact = int(answers[person, number]), int(held[person, number])
-            lines.append((f"{first} {last}", first, last, relation, *fact, places[person]))
+            lines.append((f"{first} {last}", first, last, relation, *fact, places[person, number]))
     return pd.DataFrame(lines, columns=["family", "first", "last", "operation", "answer", "held", "place"])
 
 
-def _places(config: InventedConfig, draw: np.random.Generator) -> list[str]:
-    """The forget set of each person, or the retain split in which the person is asked in the held-out wording."""
+def _places(config: InventedConfig, draw: np.random.Generator) -> np.ndarray:
+    """Shape (person, relation): the forget set, or the retain split in which it is asked in the held-out wording."""
     order = draw.permutation(config.people)
     forget = round(config.forget_share * config.people)
     place = np.empty(config.people, dtype=object)
@@ -196,7 +200,14 @@ def _places(config: InventedConfig, draw: np.random.Generator) -> list[str]:
     half = forget + (config.people - forget) // 2
     place[order[forget:half]] = "retain_dev"
     place[order[half:]] = "retain_test"
-    return place.tolist()
+    return np.repeat(place[:, None], config.relations, axis=1)
+
+
+def _spare(places: np.ndarray, forgotten: int, draw: np.random.Generator) -> None:
+    """Leaves ``forgotten`` facts of each forget person and makes the others retain facts, in place."""
+    for number, person in enumerate(np.flatnonzero(np.isin(places[:, 0], FORGET_SPLITS))):
+        spared = draw.permutation(places.shape[1])[forgotten:]
+        places[person, spared] = RETAIN_SPLITS[1 + number % 2]
 
 
 def _splits(facts: pd.DataFrame, config: InventedConfig, vocabulary: tuple[str, ...]) -> dict[str, TokenSet]:
@@ -234,17 +245,28 @@ def _token_set(name: str, table: pd.DataFrame, known: dict[str, int]) -> TokenSe
     return TokenSet(name, tokens, mask, _PROMPT - 1, labels)
 
 
-def _check(sets: dict[str, TokenSet]) -> None:
-    """Nobody may be in two forget sets, nor in one and in retain; nor in both held-out parts of retain."""
-    people = {split: join(split, sets[split], sets[f"{split}{TRAINED}"]) for split in FORGET_SPLITS}
-    check_disjoint({**people, "retain_train": sets["retain_train"]})
-    check_disjoint({**people, "retain_dev": sets["retain_dev"], "retain_test": sets["retain_test"]})
+def _check(sets: dict[str, TokenSet], entangled: bool = False) -> None:
+    """Nobody may be in two forget sets, in both held-out parts of retain, or on both sides.
+
+    Where the sides are ``entangled`` people may be on both, but no fact.
+    """
+    forget = {split: join(split, sets[split], sets[f"{split}{TRAINED}"]) for split in FORGET_SPLITS}
+    check_disjoint(forget)
+    check_disjoint({name: sets[name] for name in ("retain_dev", "retain_test")})
+    sides = {**forget, "retain": join("retain", *(sets[name] for name in RETAIN_SPLITS))}
+    check_disjoint({name: _by_fact(part) for name, part in sides.items()} if entangled else sides)
 
 
-def _words(relations: tuple[str, ...]) -> TaskWords:
+def _by_fact(rows: TokenSet) -> TokenSet:
+    """The rows with a family for each fact."""
+    facts = rows.labels["family"] + " " + rows.labels["operation"]
+    return replace(rows, labels=rows.labels.assign(family=facts))
+
+
+def _words(relations: tuple[str, ...], entangled: bool) -> TaskWords:
     return TaskWords(
-        forget="the forget people’s facts",
-        retain="the retain people’s facts",
+        forget="the facts to be forgotten" if entangled else "the forget people’s facts",
+        retain="all other facts" if entangled else "the retain people’s facts",
         read_at="the question mark",
         read_mark="?",
         prompt="name, relation and wording",
