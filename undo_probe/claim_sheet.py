@@ -26,8 +26,9 @@ ENTANGLED = {
         "unlearn.maxent.steps=200",
         "unlearn.maxent.learning_rate=0.001",
     ),
-    # as many facts are forgotten and kept as without, of twice as many people
-    "invented": ("task.forget_share=0.8", "task.forget_relations=2"),
+    # as many facts are forgotten and kept as without, of twice as many people; chosen on D of seed 0: with half the
+    # steps SimNPO leaves a quarter of D's facts answered
+    "invented": ("task.forget_share=0.8", "task.forget_relations=2", "unlearn.simnpo.steps=600"),
 }
 """By task, overrides for C17's second run: half of all products are forgotten, or half of what is true of a person."""
 _ONE_STUDENT = ("unlearn.also=[]", 'arms={"twins": [], "unlearn_and_distill": false, "placebo_rmu": false}')
