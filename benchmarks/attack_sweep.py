@@ -3,7 +3,7 @@
 The paper's ten rates on a model of `tiny`'s shape with the same batches and evaluations. Runs follow one another; what
 counts are the ratios of one run, on an idle machine.
 
-    python benchmarks/attack_sweep.py --steps 700
+    python benchmarks/attack_sweep.py --steps 1200
 """
 
 import argparse
@@ -20,7 +20,7 @@ from undo_probe.training import Context
 RATES = (1e-6, 4e-6, 7e-6, 1e-5, 5e-5, 7e-5, 1e-4, 4e-4, 7e-4, 1e-3)
 LOOKS = (0, 1, 2, 5, 10, 25, 50, 100, 200)
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--steps", type=int, default=700)
+parser.add_argument("--steps", type=int, default=1200)
 parser.add_argument("--workers", type=int, default=2)
 
 

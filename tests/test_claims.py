@@ -279,6 +279,26 @@ def test_the_sheet_adjusts_over_what_was_tested() -> None:
     assert "| – | – | – | not measured" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "method", "judged"),
+    [
+        ("small", "maxent", list(CLAIMS)),
+        ("facts-tiny", "simnpo", ["C1", "C2", "C3", "C7", "C8", "C9", "C13", "C17"]),
+    ],
+)
+def test_the_page_of_claims_says_what_the_kept_readings_say(
+    name: str, method: str, judged: list[str]
+) -> None:
+    kept = pd.read_parquet(REPO / "reports" / "claims" / f"{name}.parquet")
+    by_config = [own for _, own in kept.groupby("config")]
+    apart, together = sorted(by_config, key=lambda own: -own["arm"].nunique())
+    found = [judge(each, Evidence(apart, method, entangled=Evidence(together, method))) for each in judged]
+    page = (REPO / "docs" / "claims.md").read_text().split(f"## `{name}`, seeds")[1].split("\n## ")[0]
+    for line in table(found).splitlines()[2:]:
+        said = re.sub(r" \([\d.]+\) \|", " |", line)  # without p adjusted over all claims of the page
+        assert said in re.sub(r" \([\d.]+\) \|", " |", page)
+
+
 def test_no_claim_reads_a_measure_that_is_not_kept() -> None:
     unread = readings().assign(measure="weights")
     less = pd.concat([readings(), unread])
