@@ -1,4 +1,7 @@
-"""What a run will cost, before it runs: a few real steps of every kind on this machine, times the plan."""
+"""What a run will cost, before it runs: a few real steps of every kind on this machine, times the plan.
+
+Over 400 lines because a price is found in three ways (tried, extrapolated, from one block) behind one interface.
+"""
 
 import time
 from collections.abc import Callable

@@ -4,6 +4,8 @@ This is the only caller of joblib. A job is a function and its arguments; it wri
 own folder and returns something small. Its failure is returned, not raised, so one bad job does not cost
 the others; a worker killed by the system (for memory, say) costs only the jobs it was running, and those
 are tried again.
+
+Over 400 lines because what is sent to workers, how they report, and how they die are one protocol.
 """
 
 import importlib

@@ -1,4 +1,7 @@
-"""The one training loop: pretraining, unlearning, distillation and relearning are calls of :func:`fit`."""
+"""The one training loop: pretraining, unlearning, distillation and relearning are calls of :func:`fit`.
+
+Over 400 lines because the loop, what it keeps, and how it goes on from that after a kill have to agree.
+"""
 
 import math
 import os
